@@ -1,0 +1,55 @@
+// Joint low rank and quantization of a half spectrum (design section 6).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "llava_fa/constellation.hpp"
+#include "llava_fa/polar_codec.hpp"
+#include "llava_fa/types.hpp"
+
+namespace llava_fa {
+
+inline constexpr int kFactorBitsFloat16 = 16;  // factors as pairs of binary16 instead of codes
+
+struct JointOptions {
+  Codec codec = Codec::ring;
+  int code_bits = 8;    // bits per complex entry, 1 .. 10
+  Index rank = 0;       // complex rank, 0 .. min(rows, cols)
+  int factor_bits = 8;  // 1 .. 10 polar code bits per complex entry of a factor, or 16
+  int max_alternations = 10;
+  std::uint64_t seed = 0;
+};
+
+// One low-rank factor as stored, component by component: row c belongs to singular component c.
+struct StoredFactor {
+  PolarCodes codes;                    // factor_bits <= 10: (rank, length)
+  std::vector<std::uint16_t> float16;  // factor_bits == 16: (rank, length, 2)
+  ComplexMatrix decoded;               // (rank, length), exactly what the stored bits decode to
+};
+
+StoredFactor store_factor(ComplexMatrix&& factor, int factor_bits);
+
+struct JointSolution {
+  PolarCodes codes;    // of Ã - L1 L2
+  StoredFactor left;   // transposed: (rank, rows)
+  StoredFactor right;  // (rank, cols)
+  // Weighted squared error after each accepted alternation, relative to the weighted energy of Ã.
+  // Entry 0 is the sequential solution (one truncated SVD, then codes); the sequence never rises.
+  std::vector<double> objective;
+};
+
+// Minimizes ||(Ã - Q - L1 L2) diag(d)||_F over codes Q and complex rank r: alternates (a) truncated
+// SVD of (Ã - Q) diag(d), un-weighted and stored, and (b) codes of Ã - L1 L2. The objective always
+// uses the values that the stored bits decode to, so Q also absorbs the factors' rounding. Stops
+// when it rises or improves by less than 0.1 %, keeps the best iterate, and finishes with a refit of
+// L1 L2 that is kept only if it lowers the objective.
+//
+// spectrum      (rows, cols) complex, entries of order one (normalize first)
+// column_weight (cols) positive root weights d, or empty for all ones
+// Throws Error(invalid_argument) if an option is out of range.
+JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,
+                          std::span<const float> column_weight = {});
+
+}  // namespace llava_fa

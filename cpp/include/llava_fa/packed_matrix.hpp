@@ -1,0 +1,122 @@
+// A compressed weight matrix: the in-memory form of the file's tensors (design section 8,
+// docs/format.md), from a dense weight and back.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "llava_fa/calibration.hpp"
+#include "llava_fa/joint_solver.hpp"
+#include "llava_fa/types.hpp"
+
+namespace llava_fa {
+
+inline constexpr std::int64_t kFormatVersion = 1;
+inline constexpr Index kHeaderLength = 10;
+// Bounds that keep every size computation far from overflow.
+inline constexpr Index kMaxChannels = Index{1} << 28;
+
+// Everything static about one stored matrix; determines the shape of each of its tensors.
+struct MatrixSpec {
+  Index rows = 0;  // m, output channels
+  Index cols = 0;  // n, input channels
+  Codec codec = Codec::ring;
+  int code_bits = 8;
+  Index rank = 0;
+  int factor_bits = 8;
+  bool signs = true;
+  std::uint64_t seed = 0;
+  bool channel_scale_in = false;
+  bool channel_scale_out = false;
+
+  bool operator==(const MatrixSpec&) const = default;
+};
+
+// Throws Error(invalid_argument) naming the field that is out of range.
+void validate(const MatrixSpec& spec);
+
+using Header = std::array<std::int64_t, kHeaderLength>;
+Header encode_header(const MatrixSpec& spec);
+// Throws Error(inconsistent_format) on another version or any field out of range.
+MatrixSpec decode_header(std::span<const std::int64_t> header);
+
+enum class StoredType { uint8, int64, float16, float32 };
+Index item_size(StoredType type);
+
+struct TensorLayout {
+  std::string name;  // suffix after the module name: "codes", "row_scale", ...
+  StoredType type;
+  std::vector<Index> shape;
+
+  Index count() const;
+  Index bytes() const { return count() * item_size(type); }
+};
+
+// The tensors that `spec` stores, in file order.
+std::vector<TensorLayout> tensor_layout(const MatrixSpec& spec);
+
+// What a tensor's bytes must look like to be read; the caller owns the bytes.
+struct TensorView {
+  std::string_view name;
+  const std::byte* data = nullptr;
+  Index bytes = 0;
+};
+
+class PackedMatrix {
+ public:
+  // Copies and validates untrusted tensors: names, sizes, header, finite non-negative scales, zero
+  // padding bits. Throws Error(inconsistent_format) naming the tensor.
+  static PackedMatrix from_tensors(std::span<const TensorView> tensors);
+
+  const MatrixSpec& spec() const { return spec_; }
+  // Raw bytes of a stored tensor. Throws Error(invalid_argument) if the spec has none of that name.
+  std::span<const std::byte> tensor(std::string_view name) const;
+  // All stored bytes: header, codes, scales, factors, padding.
+  Index bytes() const;
+
+  // Pieces in decoded form, as run-time stages need them.
+  float matrix_scale() const;
+  std::span<const std::uint16_t> row_scale() const;
+  std::span<const std::uint8_t> codes() const;
+  // Multipliers of the decoded matrix including signs: (n) and (m).
+  std::vector<float> input_multiplier() const;
+  std::vector<float> output_multiplier() const;
+  // (rank, half_rows) and (rank, cols); empty if rank is 0.
+  ComplexMatrix low_rank_left() const;
+  ComplexMatrix low_rank_right() const;
+
+  // Dense weight, rows * cols floats, row-major.
+  void decode(float* weight_out) const;
+
+ private:
+  friend struct PackedMatrixBuilder;
+  std::vector<std::byte>& storage(std::string_view name);
+
+  MatrixSpec spec_;
+  std::vector<TensorLayout> layout_;
+  std::vector<std::vector<std::byte>> storage_;
+};
+
+struct CompressionOptions {
+  JointOptions joint;
+  Odc odc = Odc::spatial;
+  bool signs = true;
+};
+
+struct CompressionResult {
+  PackedMatrix matrix;
+  std::vector<double> objective;  // JointSolution::objective
+};
+
+// weight (m, n) float32 → packed matrix.
+// Throws Error(non_finite) if the weight has NaN or infinite entries (naming the first), and
+// Error(invalid_argument) for options out of range or a rank above min(m/2 + 1, n).
+CompressionResult compress_matrix(const MatrixView& weight, const CompressionOptions& options,
+                                  const SecondMoments& moments = {});
+
+}  // namespace llava_fa

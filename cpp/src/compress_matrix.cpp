@@ -1,0 +1,146 @@
+// From a dense weight to a packed matrix: the pipeline, one call per stage.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "checks.hpp"
+#include "half_float.hpp"
+#include "llava_fa/packed_matrix.hpp"
+#include "llava_fa/spectrum.hpp"
+
+namespace llava_fa {
+
+// Assembles the stored tensors of one matrix from trusted parts.
+struct PackedMatrixBuilder {
+  explicit PackedMatrixBuilder(const MatrixSpec& spec) {
+    matrix.spec_ = spec;
+    matrix.layout_ = tensor_layout(spec);
+    for (const TensorLayout& tensor : matrix.layout_) {
+      matrix.storage_.emplace_back(static_cast<std::size_t>(tensor.bytes()));
+    }
+    const Header header = encode_header(spec);
+    put("header", header.data(), sizeof(header));
+  }
+
+  void put(std::string_view name, const void* data, std::size_t bytes) {
+    std::vector<std::byte>& target = matrix.storage(name);
+    require_argument(target.size() == bytes, "internal size mismatch of ", name);
+    std::memcpy(target.data(), data, bytes);
+  }
+
+  template <typename T>
+  void put(std::string_view name, const std::vector<T>& values) {
+    put(name, values.data(), values.size() * sizeof(T));
+  }
+
+  void put_scales(std::string_view name, const std::vector<float>& scales) {
+    std::vector<std::uint16_t> halves(scales.size());
+    std::transform(scales.begin(), scales.end(), halves.begin(), float_to_half);
+    put(name, halves);
+  }
+
+  void put_factor(const std::string& name, const StoredFactor& factor) {
+    if (!factor.float16.empty()) return put(name, factor.float16);
+    put(name, factor.codes.packed);
+    put(name + "_scale", factor.codes.row_scale);
+  }
+
+  PackedMatrix matrix;
+};
+
+namespace {
+
+// Sum of squares of the scaled weight in double precision; also refuses NaN and infinity.
+double checked_energy(const MatrixView& weight, const DiagonalScales& scales) {
+  double total = 0;
+  for (Index i = 0; i < weight.rows; ++i) {
+    const float* row = weight.row(i);
+    const double row_factor = scales.out.empty() ? 1.0 : 1.0 / scales.out[i];
+    for (Index j = 0; j < weight.cols; ++j) {
+      require(std::isfinite(row[j]), ErrorCode::non_finite, "weight[", i, ", ", j, "] is ", row[j]);
+      const double factor = scales.in.empty() ? row_factor : row_factor / scales.in[j];
+      const double value = row[j] * factor;
+      total += value * value;
+    }
+  }
+  return total;
+}
+
+// Root mean square of the scaled weight, at least the smallest normal float so that dividing by it
+// stays finite; 0 for a zero matrix.
+float root_mean_square(double energy, const MatrixView& weight) {
+  if (energy == 0) return 0.0f;
+  const double count = static_cast<double>(weight.rows) * static_cast<double>(weight.cols);
+  const double rms = std::sqrt(energy / count);
+  return static_cast<float>(std::clamp(rms, 0x1.0p-126, 0x1.fffffep127));
+}
+
+// Multiplier of each channel before the transform: sign / (decode scale · divisor).
+std::vector<float> encode_multiplier(std::vector<float> signs, const std::vector<float>& scales,
+                                     double divisor) {
+  for (std::size_t j = 0; j < signs.size(); ++j) {
+    const double scale = scales.empty() ? divisor : divisor * scales[j];
+    signs[j] = static_cast<float>(signs[j] / scale);
+  }
+  return signs;
+}
+
+std::vector<float> signs_or_ones(bool signs, std::uint64_t seed, int stream, Index count) {
+  return signs ? random_signs(seed, stream, count) : std::vector<float>(count, 1.0f);
+}
+
+MatrixSpec spec_of(const MatrixView& weight, const CompressionOptions& options) {
+  MatrixSpec spec;
+  spec.rows = weight.rows;
+  spec.cols = weight.cols;
+  spec.codec = options.joint.codec;
+  spec.code_bits = options.joint.code_bits;
+  spec.rank = options.joint.rank;
+  spec.factor_bits = options.joint.factor_bits;
+  spec.signs = options.signs;
+  spec.seed = options.joint.seed;
+  return spec;
+}
+
+}  // namespace
+
+CompressionResult compress_matrix(const MatrixView& weight, const CompressionOptions& options,
+                                  const SecondMoments& moments) {
+  MatrixSpec spec = spec_of(weight, options);
+  validate(spec);
+  validate(moments, spec.rows, spec.cols);
+  checked_energy(weight, {});
+
+  const DiagonalScales scales =
+      options.odc == Odc::spatial ? diagonal_scales(weight, moments) : DiagonalScales{};
+  spec.channel_scale_in = !scales.in.empty();
+  spec.channel_scale_out = !scales.out.empty();
+  const float matrix_scale = root_mean_square(checked_energy(weight, scales), weight);
+  const double divisor = matrix_scale > 0 ? matrix_scale : 1.0;
+
+  const std::vector<float> input_signs =
+      signs_or_ones(spec.signs, spec.seed, kInputSignStream, spec.cols);
+  const ComplexMatrix spectrum = half_spectrum(
+      weight,
+      encode_multiplier(signs_or_ones(spec.signs, spec.seed, kOutputSignStream, spec.rows),
+                        scales.out, divisor),
+      encode_multiplier(input_signs, scales.in, 1.0));
+  const std::vector<float> column_weight =
+      options.odc == Odc::spectral ? spectral_column_weights(spec.cols, moments, input_signs)
+                                   : std::vector<float>{};
+  JointSolution solution = solve_joint(spectrum, options.joint, column_weight);
+
+  PackedMatrixBuilder builder(spec);
+  builder.put("matrix_scale", &matrix_scale, sizeof(matrix_scale));
+  builder.put("codes", solution.codes.packed);
+  builder.put("row_scale", solution.codes.row_scale);
+  if (spec.channel_scale_in) builder.put_scales("channel_scale_in", scales.in);
+  if (spec.channel_scale_out) builder.put_scales("channel_scale_out", scales.out);
+  if (spec.rank > 0) {
+    builder.put_factor("low_rank_left", solution.left);
+    builder.put_factor("low_rank_right", solution.right);
+  }
+  return {std::move(builder.matrix), std::move(solution.objective)};
+}
+
+}  // namespace llava_fa

@@ -1,0 +1,54 @@
+// CPU elementwise passes over complex planes.
+#include "backend.hpp"
+#include "parallel.hpp"
+
+namespace llava_fa::cpu {
+namespace {
+
+constexpr Index kRowsPerItem = 16;
+
+// Double-precision sum of weight * (re^2 + im^2); several partial sums let the loop vectorize.
+double row_energy(const float* re, const float* im, const float* weight, Index count) {
+  constexpr Index kPartials = 8;
+  double partial[kPartials] = {};
+  for (Index l = 0; l < count; ++l) {
+    const double x = re[l], y = im[l];
+    const double w = weight ? weight[l] : 1.0f;
+    partial[l % kPartials] += w * (x * x + y * y);
+  }
+  double total = 0;
+  for (double p : partial) total += p;
+  return total;
+}
+
+}  // namespace
+
+void CpuBackend::subtract_from(const ComplexMatrix& from, const float* column_factor, int threads,
+                               ComplexMatrix& inout) const {
+  const Index cols = from.cols(), rows = 2 * from.rows();  // both planes
+  parallel_for(ceil_div(rows, kRowsPerItem), threads, [&](Index item) {
+    const Index end = std::min(rows, (item + 1) * kRowsPerItem);
+    for (Index k = item * kRowsPerItem; k < end; ++k) {
+      const float* a = from.real() + k * cols;
+      float* b = inout.real() + k * cols;
+      if (column_factor) {
+        for (Index l = 0; l < cols; ++l) b[l] = (a[l] - b[l]) * column_factor[l];
+      } else {
+        for (Index l = 0; l < cols; ++l) b[l] = a[l] - b[l];
+      }
+    }
+  });
+}
+
+void CpuBackend::row_energies(const ComplexMatrix& matrix, const float* column_weight, int threads,
+                              std::span<double> energies) const {
+  parallel_for(ceil_div(matrix.rows(), kRowsPerItem), threads, [&](Index item) {
+    const Index end = std::min(matrix.rows(), (item + 1) * kRowsPerItem);
+    for (Index k = item * kRowsPerItem; k < end; ++k) {
+      energies[k] = row_energy(matrix.real() + k * matrix.cols(), matrix.imag() + k * matrix.cols(),
+                               column_weight, matrix.cols());
+    }
+  });
+}
+
+}  // namespace llava_fa::cpu

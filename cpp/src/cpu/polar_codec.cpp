@@ -1,0 +1,186 @@
+// CPU polar codec, one row at a time:
+//
+// 1. The row scale is the row's root mean square (`uniform`: its largest magnitude).
+// 2. Every entry becomes (magnitude, angle in turns) relative to the scale. For each ring the
+//    nearest of its phases follows by rounding, and the ring with the smallest squared distance
+//    rho^2 + r^2 - 2 rho r cos(angle difference) wins: the exact nearest point for the cost of one
+//    short polynomial per ring.
+// 3. The scale is refitted by weighted least squares, sum w Re(z conj c) / sum w |c|^2, and rounded.
+// 4. Codes are packed.
+#include <algorithm>
+#include <cmath>
+
+#include "../bit_packing.hpp"
+#include "../half_float.hpp"
+#include "backend.hpp"
+#include "parallel.hpp"
+
+namespace llava_fa::cpu {
+namespace {
+
+constexpr Index kRowsPerItem = 8;
+constexpr Index kStrip = 64;  // entries per inner loop: all temporaries stay in the first cache
+
+// atan(q) / (2 pi) on [0, 1]: minimax polynomial in q^2, error below 1e-9 turns before rounding.
+inline float turns_of_ratio(float q) {
+  const float s = q * q;
+  float p = 0.00039099f;
+  p = p * s - 0.00229203f;
+  p = p * s + 0.00633134f;
+  p = p * s - 0.0115146f;
+  p = p * s + 0.01670957f;
+  p = p * s - 0.02253829f;
+  p = p * s + 0.03180856f;
+  p = p * s - 0.05305048f;
+  p = p * s + 0.15915493f;
+  return p * q;
+}
+
+// Angle of (x, y) in turns, within [-1/2, 1/2].
+inline float angle_in_turns(float x, float y) {
+  const float ax = std::fabs(x), ay = std::fabs(y);
+  const float small = std::min(ax, ay), large = std::max(ax, ay);
+  float turns = turns_of_ratio(small / std::max(large, 1e-30f));
+  turns = ay > ax ? 0.25f - turns : turns;
+  turns = x < 0.0f ? 0.5f - turns : turns;
+  return std::copysign(turns, y);
+}
+
+// cos(2 pi d) for |d| <= 1/2: minimax polynomial in d^2, error below 2e-10 before rounding.
+inline float cosine_of_turns(float d) {
+  const float s = d * d;
+  float p = -1.45323703f;
+  p = p * s + 7.80024055f;
+  p = p * s - 26.40470569f;
+  p = p * s + 60.24213773f;
+  p = p * s - 85.45665887f;
+  p = p * s + 64.9393891f;
+  p = p * s - 19.73920874f;
+  return p * s + 1.0f;
+}
+
+// Nearest integer, ties to even, without a library call; |x| < 2^22.
+inline float round_nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
+
+void encode_strip(const float* real, const float* imag, Index count, float inverse_scale,
+                  const Constellation& points, std::uint16_t* codes) {
+  alignas(64) float magnitude[kStrip], turns[kStrip], best[kStrip];
+  alignas(64) std::int32_t chosen[kStrip];
+  for (Index l = 0; l < count; ++l) {
+    const float x = real[l] * inverse_scale, y = imag[l] * inverse_scale;
+    magnitude[l] = std::sqrt(x * x + y * y);
+    turns[l] = angle_in_turns(x, y);
+    best[l] = 3.4e38f;
+    chosen[l] = 0;
+  }
+  for (const Ring& ring : points.rings) {
+    const float phases = static_cast<float>(ring.phases), inverse = 1.0f / phases;
+    const float offset = ring.phase_offset, radius = ring.radius;
+    const std::int32_t first = ring.first_code, total = ring.phases;
+    for (Index l = 0; l < count; ++l) {
+      const float position = turns[l] * phases - offset;
+      const float phase = round_nearest(position);
+      const float cosine = cosine_of_turns((position - phase) * inverse);
+      const float cost = radius * (radius - 2.0f * magnitude[l] * cosine);
+      std::int32_t index = static_cast<std::int32_t>(phase);
+      index = index < 0 ? index + total : index;
+      index = index >= total ? index - total : index;
+      const bool better = cost < best[l];
+      best[l] = better ? cost : best[l];
+      chosen[l] = better ? first + index : chosen[l];
+    }
+  }
+  for (Index l = 0; l < count; ++l) codes[l] = static_cast<std::uint16_t>(chosen[l]);
+}
+
+float initial_scale(const float* real, const float* imag, Index count, Codec codec) {
+  double energy = 0;
+  float largest = 0;
+  for (Index l = 0; l < count; ++l) {
+    const float square = real[l] * real[l] + imag[l] * imag[l];
+    energy += square;
+    largest = std::max(largest, square);
+  }
+  if (codec == Codec::uniform) return std::sqrt(largest);
+  return static_cast<float>(std::sqrt(energy / static_cast<double>(count)));
+}
+
+// argmin_s sum w |z - s c|^2.
+float refit_scale(const float* real, const float* imag, const std::uint16_t* codes, Index count,
+                  const Constellation& points, const float* weight) {
+  double cross = 0, energy = 0;
+  for (Index l = 0; l < count; ++l) {
+    const float c = points.point_real[codes[l]], d = points.point_imag[codes[l]];
+    const float w = weight ? weight[l] : 1.0f;
+    cross += w * (real[l] * c + imag[l] * d);
+    energy += w * (c * c + d * d);
+  }
+  return energy > 0 ? static_cast<float>(std::max(cross / energy, 0.0)) : 0.0f;
+}
+
+// Weighted squared error of one row; optionally replaces it by its decoded values.
+double finish_row(float* real, float* imag, const std::uint16_t* codes, Index count, float scale,
+                  const Constellation& points, const float* weight, bool write_back) {
+  double error = 0;
+  for (Index l = 0; l < count; ++l) {
+    const float x = scale * points.point_real[codes[l]], y = scale * points.point_imag[codes[l]];
+    const float dx = real[l] - x, dy = imag[l] - y;
+    error += (weight ? weight[l] : 1.0f) * (dx * dx + dy * dy);
+    if (write_back) {
+      real[l] = x;
+      imag[l] = y;
+    }
+  }
+  return error;
+}
+
+}  // namespace
+
+void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
+                             const float* column_weight, bool write_back, int threads,
+                             PolarCodes& codes, std::span<double> row_errors) const {
+  const Index cols = values.cols(), row_bytes = packed_row_bytes(cols, points.code_bits);
+  auto encode_row = [&](Index k, std::vector<std::uint16_t>& row_codes) {
+    float* real = values.real() + k * cols;
+    float* imag = values.imag() + k * cols;
+    const float scale = initial_scale(real, imag, cols, points.codec);
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    for (Index l = 0; l < cols; l += kStrip) {
+      encode_strip(real + l, imag + l, std::min(kStrip, cols - l), inverse, points,
+                   row_codes.data() + l);
+    }
+    codes.row_scale[k] =
+        float_to_half(refit_scale(real, imag, row_codes.data(), cols, points, column_weight));
+    row_errors[k] = finish_row(real, imag, row_codes.data(), cols,
+                               half_to_float(codes.row_scale[k]), points, column_weight, write_back);
+    pack_row(row_codes.data(), cols, points.code_bits, codes.packed.data() + k * row_bytes);
+  };
+  parallel_for(
+      ceil_div(values.rows(), kRowsPerItem), threads,
+      [&] { return std::vector<std::uint16_t>(cols); },
+      [&](Index item, std::vector<std::uint16_t>& row_codes) {
+        const Index end = std::min(values.rows(), (item + 1) * kRowsPerItem);
+        for (Index k = item * kRowsPerItem; k < end; ++k) encode_row(k, row_codes);
+      });
+}
+
+void CpuBackend::decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
+                             const Constellation& points, Index row_count, int threads, float* real,
+                             float* imag) const {
+  const Index row_bytes = packed_row_bytes(cols, points.code_bits);
+  parallel_for(
+      ceil_div(row_count, kRowsPerItem), threads, [&] { return std::vector<std::uint16_t>(cols); },
+      [&](Index item, std::vector<std::uint16_t>& codes) {
+        const Index end = std::min(row_count, (item + 1) * kRowsPerItem);
+        for (Index k = item * kRowsPerItem; k < end; ++k) {
+          unpack_row(packed + k * row_bytes, cols, points.code_bits, codes.data());
+          const float scale = half_to_float(row_scale[k]);
+          for (Index l = 0; l < cols; ++l) {
+            real[k * cols + l] = scale * points.point_real[codes[l]];
+            imag[k * cols + l] = scale * points.point_imag[codes[l]];
+          }
+        }
+      });
+}
+
+}  // namespace llava_fa::cpu

@@ -1,0 +1,224 @@
+// Alternation between low rank and codes:
+//
+// 1. L ← truncated SVD of (Ã - Q) D, un-weighted, rounded to its stored form; Q = 0 at first, and
+//    later passes start warm from the previous right factor.
+// 2. Q ← codes of Ã - L, objective ||(Ã - L - Q) D||^2.
+// 3. Repeat while the objective falls by 0.1 % or more; the best iterate is kept.
+// 4. One more step 1 for the best Q, kept only if it lowers the objective.
+#include "llava_fa/joint_solver.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "backend.hpp"
+#include "checks.hpp"
+#include "half_float.hpp"
+#include "llava_fa/low_rank.hpp"
+#include "llava_fa/runtime.hpp"
+#include "polar_codec_internal.hpp"
+
+namespace llava_fa {
+namespace {
+
+constexpr double kLeastImprovement = 1e-3;
+constexpr std::uint64_t kSketchStream = 0x51a7e5eed0000000ull;  // apart from the signs' seeds
+
+struct Factors {
+  StoredFactor left;
+  StoredFactor right;
+};
+
+// Column c of the vectors times sqrt(value c), as rows: (rank, length).
+ComplexMatrix scaled_transpose(const ComplexMatrix& vectors, std::span<const float> values) {
+  const Index rank = vectors.cols(), length = vectors.rows();
+  ComplexMatrix out(rank, length);
+  for (Index c = 0; c < rank; ++c) {
+    const float root = std::sqrt(values[c]);
+    for (Index k = 0; k < length; ++k) {
+      out.real()[c * length + k] = root * vectors.real()[k * rank + c];
+      out.imag()[c * length + k] = root * vectors.imag()[k * rank + c];
+    }
+  }
+  return out;
+}
+
+// Row c of the vectors times sqrt(value c), with column l divided by weight l.
+ComplexMatrix scaled_rows(const ComplexMatrix& vectors, std::span<const float> values,
+                          std::span<const float> column_weight) {
+  ComplexMatrix out(vectors.rows(), vectors.cols());
+  for (Index c = 0; c < vectors.rows(); ++c) {
+    const float root = std::sqrt(values[c]);
+    for (Index l = 0; l < vectors.cols(); ++l) {
+      const float factor = column_weight.empty() ? root : root / column_weight[l];
+      out.real()[c * vectors.cols() + l] = factor * vectors.real()[c * vectors.cols() + l];
+      out.imag()[c * vectors.cols() + l] = factor * vectors.imag()[c * vectors.cols() + l];
+    }
+  }
+  return out;
+}
+
+class Alternation {
+ public:
+  Alternation(const ComplexMatrix& spectrum, const JointOptions& options,
+              std::span<const float> column_weight)
+      : spectrum_(spectrum),
+        options_(options),
+        weight_(column_weight),
+        points_(constellation(options.codec, options.code_bits)),
+        work_(spectrum.clone()) {
+    for (const float d : weight_) squared_weight_.push_back(d * d);
+    energy_ = weighted_energy(spectrum_);
+  }
+
+  JointSolution solve() {
+    JointSolution best;
+    if (options_.rank == 0) {
+      best.objective.push_back(encode_work(best.codes));
+      return best;
+    }
+    for (int i = 0; i < options_.max_alternations; ++i) {
+      if (i > 0) residual_of_codes();
+      else weigh_work();
+      Factors factors = fit_factors();
+      subtract_factors(spectrum_, factors);
+      PolarCodes codes;
+      const double objective = encode_work(codes);
+      const double previous = i == 0 ? 0.0 : best.objective.back();
+      if (i > 0 && !(objective < previous)) break;
+      best.objective.push_back(objective);
+      keep(best, std::move(factors), std::move(codes));
+      if (i > 0 && previous - objective < kLeastImprovement * previous) break;
+    }
+    refit(best);
+    return best;
+  }
+
+ private:
+  const float* squared_weight() const {
+    return squared_weight_.empty() ? nullptr : squared_weight_.data();
+  }
+
+  double weighted_energy(const ComplexMatrix& matrix) const {
+    std::vector<double> rows(matrix.rows());
+    cpu_backend().row_energies(matrix, squared_weight(), num_threads(), rows);
+    return std::accumulate(rows.begin(), rows.end(), 0.0);
+  }
+
+  double relative(double error) const { return energy_ > 0 ? error / energy_ : 0.0; }
+
+  // work = Ã D for the first pass.
+  void weigh_work() {
+    if (weight_.empty()) return;
+    for (Index k = 0; k < 2 * work_.rows(); ++k) {
+      float* row = work_.real() + k * work_.cols();
+      for (Index l = 0; l < work_.cols(); ++l) row[l] *= weight_[l];
+    }
+  }
+
+  // work = (Ã - Q) D from work = Q.
+  void residual_of_codes() {
+    cpu_backend().subtract_from(spectrum_, weight_.empty() ? nullptr : weight_.data(),
+                                num_threads(), work_);
+  }
+
+  // Truncated SVD of work, in stored form.
+  Factors fit_factors() {
+    SvdOptions svd;
+    svd.rank = options_.rank;
+    svd.seed = options_.seed ^ kSketchStream;
+    const bool warm = !warm_start_.empty();
+    svd.power_iterations = warm ? 0 : 2;
+    TruncatedSvd result = randomized_svd(work_, svd, warm ? &warm_start_ : nullptr);
+    Factors factors;
+    factors.left = store_factor(
+        scaled_transpose(result.left_vectors, result.singular_values), options_.factor_bits);
+    factors.right = store_factor(scaled_rows(result.right_vectors, result.singular_values, weight_),
+                                 options_.factor_bits);
+    warm_start_ = std::move(result.right_vectors);
+    return factors;
+  }
+
+  // work = from - L1 L2.
+  void subtract_factors(const ComplexMatrix& from, const Factors& factors) {
+    cpu_backend().subtract_low_rank(from, factors.left.decoded, factors.right.decoded,
+                                    num_threads(), work_);
+  }
+
+  // Codes of work; work becomes the decoded Q. Returns the relative objective.
+  double encode_work(PolarCodes& codes) {
+    std::vector<double> rows(work_.rows());
+    codes = polar_encode_with_errors(work_, points_, /*write_back=*/options_.rank > 0,
+                                     squared_weight_, rows);
+    return relative(std::accumulate(rows.begin(), rows.end(), 0.0));
+  }
+
+  static void keep(JointSolution& best, Factors&& factors, PolarCodes&& codes) {
+    best.left = std::move(factors.left);
+    best.right = std::move(factors.right);
+    best.codes = std::move(codes);
+  }
+
+  void refit(JointSolution& best) {
+    work_ = polar_decode(best.codes, points_);
+    residual_of_codes();
+    Factors factors = fit_factors();
+    work_ = polar_decode(best.codes, points_);
+    cpu_backend().subtract_from(spectrum_, nullptr, num_threads(), work_);
+    subtract_factors(work_, factors);
+    const double objective = relative(weighted_energy(work_));
+    if (!(objective < best.objective.back())) return;
+    best.objective.push_back(objective);
+    best.left = std::move(factors.left);
+    best.right = std::move(factors.right);
+  }
+
+  const ComplexMatrix& spectrum_;
+  const JointOptions& options_;
+  std::span<const float> weight_;
+  std::vector<float> squared_weight_;
+  const Constellation& points_;
+  double energy_ = 0;
+  ComplexMatrix work_;  // in turn: (Ã - Q) D, then Ã - L, then Q
+  ComplexMatrix warm_start_;
+};
+
+}  // namespace
+
+StoredFactor store_factor(ComplexMatrix&& factor, int factor_bits) {
+  StoredFactor stored;
+  if (factor_bits == kFactorBitsFloat16) {
+    stored.float16.resize(2 * factor.count());
+    for (Index i = 0; i < factor.count(); ++i) {
+      const std::uint16_t re = float_to_half(factor.real()[i]), im = float_to_half(factor.imag()[i]);
+      stored.float16[2 * i] = re;
+      stored.float16[2 * i + 1] = im;
+      factor.real()[i] = half_to_float(re);
+      factor.imag()[i] = half_to_float(im);
+    }
+  } else {
+    stored.codes =
+        polar_encode(factor, constellation(Codec::ring, factor_bits), /*write_back=*/true);
+  }
+  stored.decoded = std::move(factor);
+  return stored;
+}
+
+JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,
+                          std::span<const float> column_weight) {
+  const Index largest = std::min(spectrum.rows(), spectrum.cols());
+  require_argument(options.rank >= 0 && options.rank <= largest, "rank is ", options.rank,
+                   ", expected 0 to ", largest, " for a half spectrum of shape (", spectrum.rows(),
+                   ", ", spectrum.cols(), ")");
+  require_argument((options.factor_bits >= kMinCodeBits && options.factor_bits <= kMaxCodeBits) ||
+                       options.factor_bits == kFactorBitsFloat16,
+                   "factor_bits is ", options.factor_bits, ", expected 1 to 10, or 16");
+  require_argument(options.max_alternations >= 1, "max_alternations is ", options.max_alternations,
+                   ", expected 1 or more");
+  require_argument(
+      column_weight.empty() || static_cast<Index>(column_weight.size()) == spectrum.cols(),
+      "column_weight has length ", column_weight.size(), ", expected ", spectrum.cols());
+  return Alternation(spectrum, options, column_weight).solve();
+}
+
+}  // namespace llava_fa

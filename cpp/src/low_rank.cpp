@@ -1,0 +1,114 @@
+// Randomized truncated SVD (Halko, Martinsson, Tropp 2011):
+//
+// 1. Block Y = A Ω, with Ω random or the warm start topped up with random columns.
+// 2. Power iterations: Y ← A (Aᴴ Y), orthonormalized before each product.
+// 3. Q = basis of Y, Z = Aᴴ Q = Q₂ R, SVD of the small Rᴴ = U S Vᴴ:
+//    A ≈ Q (Qᴴ A) = Q Rᴴ Q₂ᴴ = (Q U) S (Q₂ V)ᴴ.
+#include "llava_fa/low_rank.hpp"
+
+#include <algorithm>
+
+#include "backend.hpp"
+#include "checks.hpp"
+#include "llava_fa/runtime.hpp"
+
+namespace llava_fa {
+namespace {
+
+ComplexMatrix adjoint(const ComplexMatrix& m) {
+  ComplexMatrix out(m.cols(), m.rows());
+  for (Index i = 0; i < m.rows(); ++i) {
+    for (Index j = 0; j < m.cols(); ++j) {
+      out.real()[j * m.rows() + i] = m.real()[i * m.cols() + j];
+      out.imag()[j * m.rows() + i] = -m.imag()[i * m.cols() + j];
+    }
+  }
+  return out;
+}
+
+ComplexMatrix leading_columns(const ComplexMatrix& m, Index count) {
+  ComplexMatrix out(m.rows(), count);
+  for (Index i = 0; i < m.rows(); ++i) {
+    std::copy_n(m.real() + i * m.cols(), count, out.real() + i * count);
+    std::copy_n(m.imag() + i * m.cols(), count, out.imag() + i * count);
+  }
+  return out;
+}
+
+// (cols, block) starting block: columns of the warm start's adjoint first, random ones after.
+ComplexMatrix starting_block(Index rows, Index block, std::uint64_t seed,
+                             const ComplexMatrix* warm_start) {
+  ComplexMatrix start(rows, block);
+  cpu_backend().fill_gaussian(seed, num_threads(), start);
+  if (!warm_start) return start;
+  for (Index c = 0; c < std::min(block, warm_start->rows()); ++c) {
+    for (Index j = 0; j < rows; ++j) {
+      start.real()[j * block + c] = warm_start->real()[c * rows + j];
+      start.imag()[j * block + c] = -warm_start->imag()[c * rows + j];
+    }
+  }
+  return start;
+}
+
+TruncatedSvd truncate(const ComplexMatrix& left, std::span<const float> values,
+                      const ComplexMatrix& right, Index rank) {
+  TruncatedSvd out;
+  out.left_vectors = leading_columns(left, rank);
+  out.singular_values.assign(values.begin(), values.begin() + rank);
+  out.right_vectors = ComplexMatrix(rank, right.cols());
+  std::copy_n(right.real(), rank * right.cols(), out.right_vectors.real());
+  std::copy_n(right.imag(), rank * right.cols(), out.right_vectors.imag());
+  return out;
+}
+
+void check_rank(const ComplexMatrix& matrix, Index rank) {
+  const Index largest = std::min(matrix.rows(), matrix.cols());
+  require_argument(rank >= 1 && rank <= largest, "rank is ", rank, ", expected 1 to ", largest,
+                   " for a complex matrix of shape (", matrix.rows(), ", ", matrix.cols(), ")");
+}
+
+}  // namespace
+
+TruncatedSvd randomized_svd(const ComplexMatrix& matrix, const SvdOptions& options,
+                            const ComplexMatrix* warm_start) {
+  check_rank(matrix, options.rank);
+  require_argument(options.power_iterations >= 0 && options.oversampling >= 0,
+                   "power_iterations and oversampling must not be negative, received ",
+                   options.power_iterations, " and ", options.oversampling);
+  require_argument(!warm_start || warm_start->cols() == matrix.cols(),
+                   "warm start has another number of columns than the matrix");
+  const Backend& backend = cpu_backend();
+  const int threads = num_threads();
+  const Index block =
+      std::min(options.rank + options.oversampling, std::min(matrix.rows(), matrix.cols()));
+
+  ComplexMatrix basis = backend.multiply(
+      matrix, starting_block(matrix.cols(), block, options.seed, warm_start), threads);
+  for (int pass = 0; pass < options.power_iterations; ++pass) {
+    backend.orthonormalize(basis);
+    ComplexMatrix co_basis = backend.multiply_adjoint(matrix, basis, threads);
+    backend.orthonormalize(co_basis);
+    basis = backend.multiply(matrix, co_basis, threads);
+  }
+  backend.orthonormalize(basis);
+  ComplexMatrix co_basis = backend.multiply_adjoint(matrix, basis, threads);
+  const ComplexMatrix triangle = backend.orthonormalize(co_basis);
+
+  ComplexMatrix small_left, small_right;
+  std::vector<float> values(block);
+  backend.full_svd(adjoint(triangle), small_left, values, small_right);
+  const ComplexMatrix left = backend.multiply(basis, small_left, threads);
+  // (Q₂ V)ᴴ = Vᴴ Q₂ᴴ
+  const ComplexMatrix right = backend.multiply(small_right, adjoint(co_basis), threads);
+  return truncate(left, values, right, options.rank);
+}
+
+TruncatedSvd exact_svd(const ComplexMatrix& matrix, Index rank) {
+  check_rank(matrix, rank);
+  ComplexMatrix left, right;
+  std::vector<float> values(std::min(matrix.rows(), matrix.cols()));
+  cpu_backend().full_svd(matrix, left, values, right);
+  return truncate(left, values, right, rank);
+}
+
+}  // namespace llava_fa

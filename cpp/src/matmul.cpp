@@ -1,0 +1,106 @@
+// Packed product: activations to the real Fourier basis, panel products, and back.
+#include "llava_fa/matmul.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "backend.hpp"
+#include "checks.hpp"
+#include "llava_fa/runtime.hpp"
+#include "llava_fa/spectrum.hpp"
+
+namespace llava_fa {
+namespace {
+
+constexpr Index kPanelRows = 256;  // complex rows decoded at a time
+
+// out (cols, rows) = transpose of in (rows, cols), rows times a multiplier of the output's row.
+void transpose_scaled(const MatrixView& in, const std::vector<float>& multiplier, float* out) {
+  constexpr Index kTile = 32;
+  for (Index i0 = 0; i0 < in.rows; i0 += kTile) {
+    for (Index j = 0; j < in.cols; ++j) {
+      for (Index i = i0; i < std::min(in.rows, i0 + kTile); ++i) {
+        out[j * in.rows + i] = in.row(i)[j] * multiplier[j];
+      }
+    }
+  }
+}
+
+// Rows of the half spectrum of the activations as the orthonormal real basis (n, batch):
+// real parts of l = 0 .. n/2, then imaginary parts of l = 1 .. (n-1)/2.
+FloatBuffer real_basis(const ComplexMatrix& half, Index n) {
+  const Index batch = half.cols();
+  FloatBuffer basis(n * batch);
+  std::copy_n(half.real(), half.rows() * batch, basis.data());
+  std::copy_n(half.imag() + batch, (n - half.rows()) * batch, basis.data() + half.rows() * batch);
+  return basis;
+}
+
+// out (2 rows, batch) = rows of a complex (rows, n) matrix, folded, times the basis: real parts of
+// the result first, then imaginary parts.
+FloatBuffer multiply_folded(const float* real, const float* imag, Index rows, Index n,
+                            const FloatBuffer& basis, Index batch) {
+  const Backend& backend = cpu_backend();
+  FloatBuffer panel(2 * rows * n), out(2 * rows * batch);
+  backend.fold_rows(real, imag, rows, n, num_threads(), panel.data());
+  backend.multiply_panel(panel.data(), 2 * rows, n, basis.data(), batch, num_threads(), out.data());
+  return out;
+}
+
+void multiply_codes(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexMatrix& y) {
+  const MatrixSpec& spec = matrix.spec();
+  const Constellation& points = constellation(spec.codec, spec.code_bits);
+  const Index batch = y.cols();
+  FloatBuffer planes(2 * std::min(kPanelRows, y.rows()) * spec.cols);
+  for (Index first = 0; first < y.rows(); first += kPanelRows) {
+    const Index count = std::min(kPanelRows, y.rows() - first);
+    float* imag = planes.data() + count * spec.cols;
+    polar_decode_rows(matrix.codes().data(), matrix.row_scale().data(), spec.cols, points, first,
+                      count, planes.data(), imag);
+    const FloatBuffer part =
+        multiply_folded(planes.data(), imag, count, spec.cols, basis, batch);
+    std::copy_n(part.data(), count * batch, y.real() + first * batch);
+    std::copy_n(part.data() + count * batch, count * batch, y.imag() + first * batch);
+  }
+}
+
+// y += L1 (L2 x̃): the right factor in the real basis, the left one in complex arithmetic.
+void add_low_rank(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexMatrix& y) {
+  const Index rank = matrix.spec().rank, batch = y.cols();
+  const ComplexMatrix right = matrix.low_rank_right();
+  const FloatBuffer part =
+      multiply_folded(right.real(), right.imag(), rank, matrix.spec().cols, basis, batch);
+  ComplexMatrix minus_inner(rank, batch);
+  for (Index i = 0; i < 2 * rank * batch; ++i) minus_inner.real()[i] = -part.data()[i];
+  cpu_backend().subtract_low_rank(y, matrix.low_rank_left(), minus_inner, num_threads(), y);
+}
+
+}  // namespace
+
+void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* output) {
+  const MatrixSpec& spec = matrix.spec();
+  require_argument(activations.cols == spec.cols, "activations have width ", activations.cols,
+                   ", expected ", spec.cols, " input channels");
+  const Index batch = activations.rows;
+  if (batch == 0) return;
+
+  FloatBuffer channels(spec.cols * batch);
+  transpose_scaled(activations, matrix.input_multiplier(), channels.data());
+  const FloatBuffer basis = real_basis(
+      half_spectrum_over_rows({channels.data(), spec.cols, batch, batch}), spec.cols);
+
+  ComplexMatrix y(half_rows(spec.rows), batch);
+  multiply_codes(matrix, basis, y);
+  if (spec.rank > 0) add_low_rank(matrix, basis, y);
+
+  FloatBuffer result(spec.rows * batch);
+  inverse_half_spectrum_over_rows(y, spec.rows, result.data());
+  std::vector<float> multiplier = matrix.output_multiplier();
+  // Transposed back: rows of `result` are output channels.
+  for (Index i = 0; i < spec.rows; ++i) {
+    const float scale = multiplier[i] * matrix.matrix_scale();
+    for (Index b = 0; b < batch; ++b) output[b * spec.rows + i] = result.data()[i * batch + b] * scale;
+  }
+}
+
+}  // namespace llava_fa

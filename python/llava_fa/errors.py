@@ -1,0 +1,31 @@
+"""The library's exceptions. Every message says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+
+class LlavaFaError(Exception):
+    """Base class of all errors that the library raises on its own account."""
+
+
+class NonFiniteError(LlavaFaError, ValueError):
+    """A weight, activation or second moment holds NaN or infinity."""
+
+
+class FormatError(LlavaFaError, ValueError):
+    """Stored tensors or their header contradict the format (``docs/format.md``)."""
+
+
+class CheckpointError(LlavaFaError):
+    """A source or output folder is not a checkpoint that can be used."""
+
+
+class MissingFileError(CheckpointError, FileNotFoundError):
+    """A file or tensor that a checkpoint promises does not exist."""
+
+
+class RecipeError(LlavaFaError, ValueError):
+    """A recipe cannot be read, or one of its patterns matches nothing."""
+
+
+class ResumeError(LlavaFaError):
+    """A partial output belongs to another source or configuration."""
