@@ -9,6 +9,7 @@
 namespace llava_fa::bindings {
 
 void bind_low_rank(nb::module_& m) {
+  m.def("default_oversampling", &default_oversampling, nb::arg("rank"));
   m.def(
       "truncated_svd",
       [](AnyArray matrix, Index rank, int power_iterations, Index oversampling, std::uint64_t seed,
@@ -23,10 +24,9 @@ void bind_low_rank(nb::module_& m) {
           svd = exact ? exact_svd(planes, rank)
                       : randomized_svd(planes, options, warm_start ? &start : nullptr);
         }
-        return nb::make_tuple(
-            numpy_complex(svd.left_vectors),
-            numpy_copy<float>(svd.singular_values, {svd.singular_values.size()}),
-            numpy_complex(svd.right_vectors));
+        return nb::make_tuple(numpy_complex(svd.left_vectors),
+                              numpy_copy<float>(svd.singular_values, {svd.singular_values.size()}),
+                              numpy_complex(svd.right_vectors));
       },
       nb::arg("matrix"), nb::arg("rank"), nb::arg("power_iterations"), nb::arg("oversampling"),
       nb::arg("seed"), nb::arg("exact"), nb::arg("warm_start") = nb::none());

@@ -99,8 +99,8 @@ nb::object dense(const PackedMatrix& matrix) {
     nb::gil_scoped_release release;
     matrix.decode(out.get());
   }
-  return numpy_array(std::move(out), {static_cast<std::size_t>(spec.rows),
-                                      static_cast<std::size_t>(spec.cols)});
+  return numpy_array(std::move(out),
+                     {static_cast<std::size_t>(spec.rows), static_cast<std::size_t>(spec.cols)});
 }
 
 nb::object multiply(const PackedMatrix& matrix, AnyArray activations) {
@@ -124,10 +124,10 @@ nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Ind
   CompressionResult result;
   {
     nb::gil_scoped_release release;
-    const JointOptions joint{codec_from_name(codec), code_bits,        rank,
-                             factor_bits,            max_alternations, seed};
-    result = compress_matrix(dense_weight.matrix(), {joint, odc_from_name(odc), signs},
-                             moments.view());
+    const JointOptions joint{codec_from_name(codec), code_bits, rank, factor_bits,
+                             max_alternations,       seed};
+    result =
+        compress_matrix(dense_weight.matrix(), {joint, odc_from_name(odc), signs}, moments.view());
   }
   return nb::make_tuple(std::move(result.matrix), std::move(result.objective));
 }

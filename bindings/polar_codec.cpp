@@ -17,15 +17,15 @@ nb::tuple encode(const AnyArray& values, const std::string& codec, int code_bits
     codes = polar_encode(planes, constellation(codec_from_name(codec), code_bits), false);
   }
   const std::size_t rows = codes.row_scale.size();
-  return nb::make_tuple(
-      numpy_copy<std::uint8_t>(codes.packed, {rows, codes.packed.size() / rows}),
-      numpy_bytes(std::as_bytes(std::span<const std::uint16_t>(codes.row_scale)), "float16",
-                  {rows}));
+  return nb::make_tuple(numpy_copy<std::uint8_t>(codes.packed, {rows, codes.packed.size() / rows}),
+                        numpy_bytes(std::as_bytes(std::span<const std::uint16_t>(codes.row_scale)),
+                                    "float16", {rows}));
 }
 
-nb::object decode(nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> packed,
-                  nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> scale,
-                  Index cols, const std::string& codec, int code_bits) {
+nb::object decode(
+    nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> packed,
+    nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> scale, Index cols,
+    const std::string& codec, int code_bits) {
   const Constellation& points = constellation(codec_from_name(codec), code_bits);
   if (cols < 1 || static_cast<Index>(packed.shape(1)) != packed_row_bytes(cols, code_bits) ||
       packed.shape(0) != scale.shape(0)) {

@@ -135,8 +135,8 @@ std::vector<float> spectral_column_weights(Index input_channels, const SecondMom
   const Index n = input_channels;
   const MatrixView covariance{moments.input_full.data(), n, n, n};
   const ComplexMatrix half = half_spectrum(covariance, input_signs, input_signs);
-  // Entry (k, n - k) of F Σ Fᵀ is the diagonal entry n - k of conj(F) Σ Fᵀ, which is real and, for a
-  // real Σ, symmetric in the frequency: the kept rows determine all of it.
+  // Entry (k, n - k) of F Σ Fᵀ is the diagonal entry n - k of conj(F) Σ Fᵀ, which is real and, for
+  // a real Σ, symmetric in the frequency: the kept rows determine all of it.
   std::vector<float> weights(static_cast<std::size_t>(n));
   double mean = 0;
   for (Index l = 0; l < n; ++l) {

@@ -1,7 +1,7 @@
 // Design of polar constellations from closed forms (docs/method.md, "Constellations").
 //
-// For a unit-power circular Gaussian the magnitude has density 2 rho exp(-rho^2). A ring that serves
-// magnitudes in [a, b) with n phases and centroid factor s = sin(pi/n) / (pi/n) has
+// For a unit-power circular Gaussian the magnitude has density 2 rho exp(-rho^2). A ring that
+// serves magnitudes in [a, b) with n phases and centroid factor s = sin(pi/n) / (pi/n) has
 //   probability P = exp(-a^2) - exp(-b^2),  mean E = E[rho | a <= rho < b],
 //   best radius r = s E,  and contributes -P r^2 to the distortion D = 1 - sum P r^2;
 // the threshold between neighbouring rings is (r2^2 - r1^2) / (2 (r2 s2 - r1 s1)).
@@ -57,8 +57,7 @@ void update_radii(RingDesign& design) {
   design.distortion = 1.0;
   for (std::size_t i = 0; i < design.phases.size(); ++i) {
     const RayleighPart part = rayleigh_part(design.thresholds[i], design.thresholds[i + 1]);
-    const double mean =
-        part.probability > 0 ? part.mean_times_probability / part.probability : 0.0;
+    const double mean = part.probability > 0 ? part.mean_times_probability / part.probability : 0.0;
     design.radii[i] = centroid_factor(design.phases[i]) * mean;
     design.distortion -= part.probability * design.radii[i] * design.radii[i];
   }

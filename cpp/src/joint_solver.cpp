@@ -78,8 +78,10 @@ class Alternation {
       return best;
     }
     for (int i = 0; i < options_.max_alternations; ++i) {
-      if (i > 0) residual_of_codes();
-      else weigh_work();
+      if (i > 0)
+        residual_of_codes();
+      else
+        weigh_work();
       Factors factors = fit_factors();
       subtract_factors(spectrum_, factors);
       PolarCodes codes;
@@ -131,8 +133,8 @@ class Alternation {
     svd.power_iterations = warm ? 0 : 2;
     TruncatedSvd result = randomized_svd(work_, svd, warm ? &warm_start_ : nullptr);
     Factors factors;
-    factors.left = store_factor(
-        scaled_transpose(result.left_vectors, result.singular_values), options_.factor_bits);
+    factors.left = store_factor(scaled_transpose(result.left_vectors, result.singular_values),
+                                options_.factor_bits);
     factors.right = store_factor(scaled_rows(result.right_vectors, result.singular_values, weight_),
                                  options_.factor_bits);
     warm_start_ = std::move(result.right_vectors);
@@ -190,7 +192,8 @@ StoredFactor store_factor(ComplexMatrix&& factor, int factor_bits) {
   if (factor_bits == kFactorBitsFloat16) {
     stored.float16.resize(2 * factor.count());
     for (Index i = 0; i < factor.count(); ++i) {
-      const std::uint16_t re = float_to_half(factor.real()[i]), im = float_to_half(factor.imag()[i]);
+      const std::uint16_t re = float_to_half(factor.real()[i]),
+                          im = float_to_half(factor.imag()[i]);
       stored.float16[2 * i] = re;
       stored.float16[2 * i + 1] = im;
       factor.real()[i] = half_to_float(re);

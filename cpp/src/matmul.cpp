@@ -57,8 +57,7 @@ void multiply_codes(const PackedMatrix& matrix, const FloatBuffer& basis, Comple
     float* imag = planes.data() + count * spec.cols;
     polar_decode_rows(matrix.codes().data(), matrix.row_scale().data(), spec.cols, points, first,
                       count, planes.data(), imag);
-    const FloatBuffer part =
-        multiply_folded(planes.data(), imag, count, spec.cols, basis, batch);
+    const FloatBuffer part = multiply_folded(planes.data(), imag, count, spec.cols, basis, batch);
     std::copy_n(part.data(), count * batch, y.real() + first * batch);
     std::copy_n(part.data() + count * batch, count * batch, y.imag() + first * batch);
   }
@@ -86,8 +85,8 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
 
   FloatBuffer channels(spec.cols * batch);
   transpose_scaled(activations, matrix.input_multiplier(), channels.data());
-  const FloatBuffer basis = real_basis(
-      half_spectrum_over_rows({channels.data(), spec.cols, batch, batch}), spec.cols);
+  const FloatBuffer basis =
+      real_basis(half_spectrum_over_rows({channels.data(), spec.cols, batch, batch}), spec.cols);
 
   ComplexMatrix y(half_rows(spec.rows), batch);
   multiply_codes(matrix, basis, y);
@@ -99,7 +98,8 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
   // Transposed back: rows of `result` are output channels.
   for (Index i = 0; i < spec.rows; ++i) {
     const float scale = multiplier[i] * matrix.matrix_scale();
-    for (Index b = 0; b < batch; ++b) output[b * spec.rows + i] = result.data()[i * batch + b] * scale;
+    for (Index b = 0; b < batch; ++b)
+      output[b * spec.rows + i] = result.data()[i * batch + b] * scale;
   }
 }
 

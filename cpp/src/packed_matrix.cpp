@@ -53,12 +53,12 @@ void check_float16(std::span<const std::byte> bytes, const std::string& name, bo
 }  // namespace
 
 void validate(const MatrixSpec& spec) {
-  require_argument(spec.rows >= 1 && spec.rows <= kMaxChannels && spec.cols >= 1 &&
-                       spec.cols <= kMaxChannels,
-                   "shape is (", spec.rows, ", ", spec.cols, "), expected 1 to ", kMaxChannels);
-  require_argument(spec.codec == Codec::uniform || spec.codec == Codec::product ||
-                       spec.codec == Codec::ring,
-                   "codec id is ", static_cast<int>(spec.codec), ", expected 0, 1 or 2");
+  require_argument(
+      spec.rows >= 1 && spec.rows <= kMaxChannels && spec.cols >= 1 && spec.cols <= kMaxChannels,
+      "shape is (", spec.rows, ", ", spec.cols, "), expected 1 to ", kMaxChannels);
+  require_argument(
+      spec.codec == Codec::uniform || spec.codec == Codec::product || spec.codec == Codec::ring,
+      "codec id is ", static_cast<int>(spec.codec), ", expected 0, 1 or 2");
   require_argument(spec.code_bits >= kMinCodeBits && spec.code_bits <= kMaxCodeBits,
                    "code_bits is ", spec.code_bits, ", expected 1 to 10");
   const Index largest = std::min(half_rows(spec.rows), spec.cols);
@@ -154,9 +154,8 @@ std::vector<TensorLayout> tensor_layout(const MatrixSpec& spec) {
     layout.push_back({"low_rank_right", StoredType::float16, {spec.rank, spec.cols, 2}});
     return layout;
   }
-  layout.push_back({"low_rank_left",
-                    StoredType::uint8,
-                    {spec.rank, packed_row_bytes(half, spec.factor_bits)}});
+  layout.push_back(
+      {"low_rank_left", StoredType::uint8, {spec.rank, packed_row_bytes(half, spec.factor_bits)}});
   layout.push_back({"low_rank_left_scale", StoredType::float16, {spec.rank}});
   layout.push_back({"low_rank_right",
                     StoredType::uint8,
@@ -182,45 +181,55 @@ Index PackedMatrix::bytes() const {
   return total;
 }
 
-PackedMatrix PackedMatrix::from_tensors(std::span<const TensorView> tensors) {
-  auto find = [&](std::string_view name) -> const TensorView& {
-    const auto found = std::find_if(tensors.begin(), tensors.end(),
-                                    [&](const TensorView& view) { return view.name == name; });
-    require_format(found != tensors.end(), "tensor \"", name, "\" is missing");
-    return *found;
-  };
-  const TensorView& header = find("header");
+namespace {
+
+const TensorView& find_tensor(std::span<const TensorView> tensors, std::string_view name) {
+  const auto found = std::find_if(tensors.begin(), tensors.end(),
+                                  [&](const TensorView& view) { return view.name == name; });
+  require_format(found != tensors.end(), "tensor \"", name, "\" is missing");
+  return *found;
+}
+
+MatrixSpec read_header(const TensorView& header) {
   require_format(header.bytes == kHeaderLength * 8, "header has ", header.bytes,
                  " bytes, expected ", kHeaderLength * 8);
   Header fields;
   std::memcpy(fields.data(), header.data, sizeof(fields));
+  return decode_header(fields);
+}
 
+// Values that no encoder writes: scales that are not finite or negative, padding bits that are set.
+void check_values(const MatrixSpec& spec, const TensorLayout& tensor,
+                  std::span<const std::byte> bytes) {
+  if (tensor.type == StoredType::float16) {
+    check_float16(bytes, tensor.name, /*signed_values=*/tensor.shape.size() == 3);
+  } else if (tensor.type == StoredType::float32) {
+    const float value = as<float>(bytes)[0];
+    require_format(std::isfinite(value) && value >= 0, tensor.name, " is ", value,
+                   ", expected a finite scale of 0 or more");
+  } else if (tensor.type == StoredType::uint8) {
+    const Index cols = tensor.name == "low_rank_left" ? half_rows(spec.rows) : spec.cols;
+    const int bits = tensor.name == "codes" ? spec.code_bits : spec.factor_bits;
+    require_format(padding_is_zero(as<std::uint8_t>(bytes), tensor.shape[0], cols, bits),
+                   "tensor \"", tensor.name, "\" has non-zero padding bits");
+  }
+}
+
+}  // namespace
+
+PackedMatrix PackedMatrix::from_tensors(std::span<const TensorView> tensors) {
   PackedMatrix matrix;
-  matrix.spec_ = decode_header(fields);
+  matrix.spec_ = read_header(find_tensor(tensors, "header"));
   matrix.layout_ = tensor_layout(matrix.spec_);
-  require_format(tensors.size() == matrix.layout_.size(), "received ", tensors.size(),
-                 " tensors, expected ", matrix.layout_.size(), " by the header");
   for (const TensorLayout& expected : matrix.layout_) {
-    const TensorView& view = find(expected.name);
+    const TensorView& view = find_tensor(tensors, expected.name);
     require_format(view.bytes == expected.bytes(), "tensor \"", expected.name, "\" has ",
                    view.bytes, " bytes, expected ", expected.bytes());
     matrix.storage_.emplace_back(view.data, view.data + view.bytes);
-    const std::span<const std::byte> bytes = matrix.storage_.back();
-    if (expected.type == StoredType::float16) {
-      check_float16(bytes, expected.name, /*signed_values=*/expected.shape.size() == 3);
-    } else if (expected.type == StoredType::float32) {
-      const float value = as<float>(bytes)[0];
-      require_format(std::isfinite(value) && value >= 0, expected.name, " is ", value,
-                     ", expected a finite scale of 0 or more");
-    } else if (expected.type == StoredType::uint8) {
-      const bool codes = expected.name == "codes";
-      const Index cols = expected.name == "low_rank_left" ? half_rows(matrix.spec_.rows)
-                                                          : matrix.spec_.cols;
-      const int bits = codes ? matrix.spec_.code_bits : matrix.spec_.factor_bits;
-      require_format(padding_is_zero(as<std::uint8_t>(bytes), expected.shape[0], cols, bits),
-                     "tensor \"", expected.name, "\" has non-zero padding bits");
-    }
+    check_values(matrix.spec_, expected, matrix.storage_.back());
   }
+  require_format(tensors.size() == matrix.layout_.size(), "received ", tensors.size(),
+                 " tensors, expected ", matrix.layout_.size(), " by the header");
   return matrix;
 }
 
@@ -238,8 +247,8 @@ namespace {
 
 std::vector<float> channel_multiplier(const MatrixSpec& spec, int stream, Index count,
                                       std::span<const std::uint16_t> scales) {
-  std::vector<float> multiplier = spec.signs ? random_signs(spec.seed, stream, count)
-                                             : std::vector<float>(count, 1.0f);
+  std::vector<float> multiplier =
+      spec.signs ? random_signs(spec.seed, stream, count) : std::vector<float>(count, 1.0f);
   for (std::size_t j = 0; j < scales.size(); ++j) multiplier[j] *= half_to_float(scales[j]);
   return multiplier;
 }

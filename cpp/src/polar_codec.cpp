@@ -32,8 +32,8 @@ PolarCodes polar_encode_with_errors(ComplexMatrix& values, const Constellation& 
   cpu_backend().encode_rows(values, points, column_weight.empty() ? nullptr : column_weight.data(),
                             write_back, num_threads(), codes, row_errors);
   const auto bad = std::find_if_not(codes.row_scale.begin(), codes.row_scale.end(), half_is_finite);
-  require_argument(bad == codes.row_scale.end(), "the scale of row ",
-                   bad - codes.row_scale.begin(), " exceeds the float16 range (", kLargestHalf,
+  require_argument(bad == codes.row_scale.end(), "the scale of row ", bad - codes.row_scale.begin(),
+                   " exceeds the float16 range (", kLargestHalf,
                    "): divide the values by their root mean square first");
   return codes;
 }

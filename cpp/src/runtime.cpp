@@ -57,9 +57,8 @@ std::string choose_variant() {
   for (const std::string& variant : best_first) {
     if (runs_here(variant) && std::filesystem::exists(variant_file(variant))) return variant;
   }
-  throw Error(ErrorCode::unavailable,
-              concat("no CPU variant found beside the library in ", own_folder().string(),
-                     ": reinstall llava-fa"));
+  throw Error(ErrorCode::unavailable, concat("no CPU variant found beside the library in ",
+                                             own_folder().string(), ": reinstall llava-fa"));
 }
 
 struct LoadedVariant {

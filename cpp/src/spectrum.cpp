@@ -42,8 +42,8 @@ void inverse_half_spectrum(ComplexMatrix&& spectrum, Index output_channels, floa
                            std::span<const float> output_multiplier,
                            std::span<const float> input_multiplier) {
   require_argument(output_channels >= 1 && spectrum.rows() == half_rows(output_channels),
-                   "spectrum has ", spectrum.rows(), " rows, expected ",
-                   half_rows(output_channels), " for ", output_channels, " output channels");
+                   "spectrum has ", spectrum.rows(), " rows, expected ", half_rows(output_channels),
+                   " for ", output_channels, " output channels");
   require_argument(spectrum.cols() >= 1, "spectrum has no columns");
   const float* rows = multiplier_or_null(output_multiplier, output_channels, "output_multiplier");
   const float* cols = multiplier_or_null(input_multiplier, spectrum.cols(), "input_multiplier");

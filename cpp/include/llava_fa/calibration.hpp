@@ -31,7 +31,8 @@ struct SecondMoments {
 void validate(const SecondMoments& moments, Index rows, Index cols);
 
 // Positive multipliers used when decoding: W = diag(out) · W̄ · diag(in). Rounded to binary16, with
-// geometric mean one, and within [2^-8, 2^8]. A side is empty where scales are not worth their bits.
+// geometric mean one, and within [2^-8, 2^8]. A side is empty where scales are not worth their
+// bits.
 struct DiagonalScales {
   std::vector<float> in;   // (n)
   std::vector<float> out;  // (m)

@@ -43,8 +43,8 @@ struct JointSolution {
 // Minimizes ||(Ã - Q - L1 L2) diag(d)||_F over codes Q and complex rank r: alternates (a) truncated
 // SVD of (Ã - Q) diag(d), un-weighted and stored, and (b) codes of Ã - L1 L2. The objective always
 // uses the values that the stored bits decode to, so Q also absorbs the factors' rounding. Stops
-// when it rises or improves by less than 0.1 %, keeps the best iterate, and finishes with a refit of
-// L1 L2 that is kept only if it lowers the objective.
+// when it rises or improves by less than 0.1 %, keeps the best iterate, and finishes with a refit
+// of L1 L2 that is kept only if it lowers the objective.
 //
 // spectrum      (rows, cols) complex, entries of order one (normalize first)
 // column_weight (cols) positive root weights d, or empty for all ones

@@ -21,8 +21,7 @@ float parseval_weight(Index k, Index output_channels);
 // input_multiplier  (n) or empty: column j is multiplied before the transform
 // returns           (floor(m/2) + 1, n) complex
 // Throws Error(invalid_argument) on empty shapes or multipliers of another length.
-ComplexMatrix half_spectrum(const MatrixView& weight,
-                            std::span<const float> output_multiplier = {},
+ComplexMatrix half_spectrum(const MatrixView& weight, std::span<const float> output_multiplier = {},
                             std::span<const float> input_multiplier = {});
 
 // Inverse of half_spectrum: divides by omega, inverse DFT over columns, complex-to-real over rows,
@@ -37,6 +36,7 @@ void inverse_half_spectrum(ComplexMatrix&& spectrum, Index output_channels, floa
 // Unitary one-dimensional pieces, used on activations: the half spectrum over the rows of a real
 // (length, batch) matrix with Parseval weights, and its inverse.
 ComplexMatrix half_spectrum_over_rows(const MatrixView& values);
-void inverse_half_spectrum_over_rows(const ComplexMatrix& spectrum, Index length, float* values_out);
+void inverse_half_spectrum_over_rows(const ComplexMatrix& spectrum, Index length,
+                                     float* values_out);
 
 }  // namespace llava_fa

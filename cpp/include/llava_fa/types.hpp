@@ -1,4 +1,5 @@
-// Shared vocabulary of the library: index type, matrix views, aligned storage, split complex planes.
+// Shared vocabulary of the library: index type, matrix views, aligned storage, split complex
+// planes.
 #pragma once
 
 #include <cstddef>

@@ -53,7 +53,8 @@ ComplexMatrix CpuBackend::orthonormalize(ComplexMatrix& matrix) const {
   return from_double(qr.triangle);
 }
 
-// 1. Left vectors U: eigenvectors of A Aᴴ. In double precision this resolves singular values down to
+// 1. Left vectors U: eigenvectors of A Aᴴ. In double precision this resolves singular values down
+// to
 //    1e-8 of the largest, below what float32 entries carry.
 // 2. The rows of Uᴴ A are orthogonal with norms s; the QR of their adjoint gives right vectors that
 //    stay orthonormal where s vanishes, and s = |diagonal|.

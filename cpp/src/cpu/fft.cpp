@@ -280,8 +280,7 @@ LaneSpan FftPlan::run_passes(LaneSpan data, Lane* scratch) const {
       case 4: stockham_pass<4>(pass.groups, pass.stride, w, x, y); break;
       case 5: stockham_pass<5>(pass.groups, pass.stride, w, x, y); break;
       case 8: stockham_pass<8>(pass.groups, pass.stride, w, x, y); break;
-      default:
-        prime_pass(pass.radix, pass.groups, pass.stride, w, pass.roots.data(), x, y);
+      default: prime_pass(pass.radix, pass.groups, pass.stride, w, pass.roots.data(), x, y);
     }
     std::swap(x, y);
   }

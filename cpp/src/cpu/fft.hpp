@@ -17,7 +17,8 @@ struct LaneSpan {
 // Plan of an unnormalized forward DFT, X[k] = sum_j x[j] exp(-2 pi i j k / length).
 //
 // 1. Lengths whose prime factors are at most kLargestDirectPrime: Stockham autosort passes of radix
-//    8, 5, 4, 3, 2, then the odd primes above 5 as small dense DFTs that use the symmetry j ↔ p - j.
+//    8, 5, 4, 3, 2, then the odd primes above 5 as small dense DFTs that use the symmetry j ↔ p -
+//    j.
 // 2. Other lengths: Bluestein's chirp transform on a convolution of smooth length.
 //
 // Immutable after construction; safe to use from many threads, each with its own scratch.

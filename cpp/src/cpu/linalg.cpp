@@ -11,9 +11,9 @@ namespace {
 using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using ConstMap = Eigen::Map<const RowMajor>;
 
-constexpr Index kProductBlock = 256;   // rows (or columns) of the large operand per item
-constexpr Index kLowRankBlock = 64;    // rows per item of the low-rank update
-constexpr Index kPanelBlock = 128;     // rows per item of panel products
+constexpr Index kProductBlock = 256;  // rows (or columns) of the large operand per item
+constexpr Index kLowRankBlock = 64;   // rows per item of the low-rank update
+constexpr Index kPanelBlock = 128;    // rows per item of panel products
 
 // The planes of a complex matrix stacked as one real (2 rows, cols) matrix.
 ConstMap stacked(const ComplexMatrix& m) { return {m.real(), 2 * m.rows(), m.cols()}; }
@@ -22,7 +22,8 @@ ConstMap imag_plane(const ComplexMatrix& m) { return {m.imag(), m.rows(), m.cols
 
 }  // namespace
 
-// [Re A; Im A] · [Re B | Im B] holds the four real products; Re C = ReRe - ImIm, Im C = ReIm + ImRe.
+// [Re A; Im A] · [Re B | Im B] holds the four real products; Re C = ReRe - ImIm, Im C = ReIm +
+// ImRe.
 ComplexMatrix CpuBackend::multiply(const ComplexMatrix& left, const ComplexMatrix& right,
                                    int threads) const {
   const Index cols = right.cols();

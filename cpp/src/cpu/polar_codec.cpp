@@ -5,7 +5,8 @@
 //    nearest of its phases follows by rounding, and the ring with the smallest squared distance
 //    rho^2 + r^2 - 2 rho r cos(angle difference) wins: the exact nearest point for the cost of one
 //    short polynomial per ring.
-// 3. The scale is refitted by weighted least squares, sum w Re(z conj c) / sum w |c|^2, and rounded.
+// 3. The scale is refitted by weighted least squares, sum w Re(z conj c) / sum w |c|^2, and
+// rounded.
 // 4. Codes are packed.
 #include <algorithm>
 #include <cmath>
@@ -151,8 +152,9 @@ void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
     }
     codes.row_scale[k] =
         float_to_half(refit_scale(real, imag, row_codes.data(), cols, points, column_weight));
-    row_errors[k] = finish_row(real, imag, row_codes.data(), cols,
-                               half_to_float(codes.row_scale[k]), points, column_weight, write_back);
+    row_errors[k] =
+        finish_row(real, imag, row_codes.data(), cols, half_to_float(codes.row_scale[k]), points,
+                   column_weight, write_back);
     pack_row(row_codes.data(), cols, points.code_bits, codes.packed.data() + k * row_bytes);
   };
   parallel_for(

@@ -1,0 +1,73 @@
+# The two commands of the README, `make demo` and `make test`, and what CI runs besides.
+# Each works alone on a machine with Python >= 3.10 and a C++20 compiler.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+BUILD := build/cpp
+
+.PHONY: demo test test-python test-cpp test-consumer lint wheel bench clean doctest
+
+demo: $(VENV)/.installed
+	$(BIN)/llava-fa demo --example examples/tiny_lmm
+
+test: test-cpp test-consumer test-python
+
+# Build requirements first, so that the package builds once against the tested versions; editable
+# would hide an install step that a user's `pip install .` needs.
+$(VENV)/.tools: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt \
+	  scikit-build-core nanobind cmeel-eigen cmake ninja torch
+	touch $@
+
+SOURCES := $(shell find cpp bindings python/llava_fa -name '*.[ch]pp' -o -name '*.py' -o -name CMakeLists.txt)
+
+$(VENV)/.installed: $(VENV)/.tools $(SOURCES) CMakeLists.txt VERSION
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation .
+	touch $@
+
+$(VENV)/.test-tools: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt ".[test,dev,bench]" --no-build-isolation
+	touch $@
+
+# The C++ unit tests need the doctest header; it is in every distribution, not on PyPI.
+doctest:
+	@echo '#include <doctest/doctest.h>' | $(or $(CXX),c++) -x c++ -fsyntax-only - 2>/dev/null || \
+	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
+	    apt-get -qq update && apt-get -qq install -y doctest-dev >/dev/null; } || \
+	  { echo "error: doctest/doctest.h not found: install doctest (Debian: apt install doctest-dev)"; \
+	    exit 1; }
+
+$(BUILD)/build.ninja: $(VENV)/.tools CMakeLists.txt
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DLLAVA_FA_BUILD_TESTS=ON \
+	  -DLLAVA_FA_WARNINGS_AS_ERRORS=ON
+
+test-cpp: doctest $(BUILD)/build.ninja
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(BUILD)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+
+# A separate project that finds the installed package.
+test-consumer: $(BUILD)/build.ninja
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(BUILD)
+	$(BIN)/cmake --install $(BUILD) --prefix build/prefix >/dev/null
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S tests/consumer -B build/consumer -G Ninja \
+	  -DCMAKE_PREFIX_PATH=$(abspath build/prefix)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build build/consumer
+	build/consumer/consumer
+
+test-python: $(VENV)/.test-tools
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.hpp')
+
+wheel:
+	$(PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .
+
+clean:
+	rm -rf build dist $(VENV)

@@ -1,0 +1,103 @@
+"""Slow, clear float64 references for the matrix-level tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+Complex = npt.NDArray[np.complex128]
+
+
+def parseval_weights(output_channels: int) -> Float:
+    weights = np.full(output_channels // 2 + 1, np.sqrt(2.0))
+    weights[0] = 1.0
+    if output_channels % 2 == 0:
+        weights[-1] = 1.0
+    return weights
+
+
+def half_spectrum(weight: npt.NDArray[np.floating]) -> Complex:
+    """The definition through NumPy's full two-dimensional transform."""
+    m = weight.shape[0]
+    full = np.fft.fft2(weight.astype(np.float64), norm="ortho")
+    return np.asarray(full[: m // 2 + 1] * parseval_weights(m)[:, None])
+
+
+def splitmix_signs(seed: int, stream: int, count: int) -> Float:
+    """Random signs exactly as docs/format.md states them, in Python integers."""
+    mask = 2**64 - 1
+    signs = np.empty(count)
+    for j in range(count):
+        z = (seed + 0x9E3779B97F4A7C15 * (2 * j + stream + 1)) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        z ^= z >> 31
+        signs[j] = -1.0 if z >> 63 else 1.0
+    return signs
+
+
+def unpack_bits(row: npt.NDArray[np.uint8], count: int, bits: int) -> npt.NDArray[np.int64]:
+    """Little-endian bit stream to integers, one bit at a time."""
+    stream = np.unpackbits(row, bitorder="little").astype(np.int64)
+    return np.array(
+        [int(stream[i * bits : (i + 1) * bits] @ (1 << np.arange(bits))) for i in range(count)]
+    )
+
+
+def points(rings: list[tuple[float, int, float]]) -> Complex:
+    """All code points of a constellation in code order."""
+    parts = [
+        radius * np.exp(2j * np.pi * (np.arange(phases) + offset) / phases)
+        for radius, phases, offset in rings
+    ]
+    return np.concatenate(parts)
+
+
+def decode(tensors: dict[str, npt.NDArray[np.generic]], rings: dict[int, Complex]) -> Float:
+    """The dense weight from stored tensors alone, following docs/format.md step by step.
+
+    ``rings`` maps code bits to the points of the matrix's codec; factors always use ring points,
+    passed under the key ``-factor_bits``.
+    """
+    _, m, n, code_bits, _, rank, factor_bits, flags, seed, _ = (int(x) for x in tensors["header"])
+    h = m // 2 + 1
+
+    def rows(name: str, scale: str, count: int, length: int, bits: int, table: Complex) -> Complex:
+        out = np.empty((count, length), dtype=np.complex128)
+        for k in range(count):
+            codes = unpack_bits(np.asarray(tensors[name][k], dtype=np.uint8), length, bits)
+            out[k] = float(tensors[scale][k]) * table[codes]
+        return out
+
+    spectrum = rows("codes", "row_scale", h, n, code_bits, rings[code_bits])
+    if rank:
+        if factor_bits == 16:
+            pairs = {
+                side: tensors[f"low_rank_{side}"].astype(np.float64) for side in ("left", "right")
+            }
+            left, right = (pairs[s][..., 0] + 1j * pairs[s][..., 1] for s in ("left", "right"))
+        else:
+            left, right = (
+                rows(
+                    f"low_rank_{s}",
+                    f"low_rank_{s}_scale",
+                    rank,
+                    length,
+                    factor_bits,
+                    rings[-factor_bits],
+                )
+                for s, length in (("left", h), ("right", n))
+            )
+        spectrum = spectrum + left.T @ right
+    spectrum /= parseval_weights(m)[:, None]
+    columns = np.fft.ifft(spectrum, axis=1, norm="ortho")
+    dense = np.fft.irfft(columns, n=m, axis=0, norm="ortho")
+    row_factor, col_factor = np.ones(m), np.ones(n)
+    if flags & 1:
+        row_factor, col_factor = splitmix_signs(seed, 1, m), splitmix_signs(seed, 0, n)
+    if flags & 2:
+        col_factor = col_factor * tensors["channel_scale_in"].astype(np.float64)
+    if flags & 4:
+        row_factor = row_factor * tensors["channel_scale_out"].astype(np.float64)
+    return np.asarray(float(tensors["matrix_scale"][0]) * row_factor[:, None] * dense * col_factor)
