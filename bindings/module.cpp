@@ -39,7 +39,7 @@ NB_MODULE(_core, m) {
   m.def("num_threads", &llava_fa::num_threads);
   m.def("cpu_variant", &llava_fa::cpu_variant,
         "Instruction-set variant in use: x86-64-v4, x86-64-v3 or baseline.");
-  m.attr("__version__") = llava_fa::version();
+  m.def("version", &llava_fa::version);
   llava_fa::bindings::bind_spectrum(m);
   llava_fa::bindings::bind_low_rank(m);
   llava_fa::bindings::bind_polar_codec(m);

@@ -4,7 +4,7 @@ Importing the package registers ``quant_method: "llava_fa"`` with transformers, 
 ``from_pretrained`` loads compressed checkpoints.
 """
 
-from llava_fa._core import __version__
+from llava_fa import _core
 from llava_fa.config import CompressionConfig
 from llava_fa.errors import (
     CheckpointError,
@@ -27,6 +27,8 @@ from llava_fa.matrix import (
     polar_encode,
     truncated_svd,
 )
+
+__version__: str = _core.version()
 
 __all__ = [
     "CheckpointError",

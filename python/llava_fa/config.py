@@ -92,7 +92,7 @@ class CompressionConfig:
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> CompressionConfig:
-        """Build from a mapping; missing options take defaults, unknown ones raise ``ValueError``."""
+        """Build from a mapping; missing options take defaults, unknown ones are refused."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(options) - known)
         if unknown:

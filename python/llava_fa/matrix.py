@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -147,7 +147,7 @@ class CompressedMatrix:
                 f"activations have shape {tuple(source.shape)}, expected (..., {self.shape[1]})"
             )
         leading = tuple(source.shape[:-1])
-        product = self._packed.matmul(source.reshape(-1, self.shape[1]))
+        product: Any = self._packed.matmul(source.reshape(-1, self.shape[1]))
         result: ArrayT = _as_kind(product.reshape(*leading, self.shape[0]), _is_torch(x))
         return result
 
@@ -157,7 +157,7 @@ class CompressedMatrix:
         if reference.shape != self.shape:
             raise ValueError(f"weight has shape {reference.shape}, expected {self.shape}")
         energy = float(np.sum(np.square(reference)))
-        reference -= self._packed.dense()
+        reference -= cast(npt.NDArray[np.float32], self._packed.dense())
         error = float(np.sum(np.square(reference)))
         return error / energy if energy > 0 else error
 
@@ -250,10 +250,10 @@ def compress_matrix(
 
 
 def half_spectrum(weight: ArrayT) -> ArrayT:
-    """Return the half spectrum with Parseval weights, (m // 2 + 1, n) complex64, of an (m, n) weight.
+    """Return the half spectrum of an (m, n) weight, (m // 2 + 1, n) complex64.
 
-    ``Ã[k] = ω_k (F_m W F_nᵀ)[k]`` with unitary DFTs and ω = √2, but 1 for k = 0 and, for even m,
-    k = m/2; then ``||Ã|| = ||W||``.
+    ``Ã[k] = ω_k (F_m W F_nᵀ)[k]`` with unitary DFTs and Parseval weights ω = √2, but 1 for k = 0
+    and, for even m, k = m/2; then ``||Ã|| = ||W||``.
     """
     result: ArrayT = _as_kind(_core.half_spectrum(_exportable(weight)), _is_torch(weight))
     return result
@@ -296,7 +296,7 @@ def truncated_svd(
 
 
 def polar_encode(values: ArrayT, code_bits: int, codec: str = "ring") -> tuple[ArrayT, ArrayT]:
-    """Return packed codes (rows, ceil(cols · code_bits / 8)) uint8 and row scales (rows,) float16."""
+    """Return packed codes, (rows, ceil(cols · code_bits / 8)) uint8, and row scales, float16."""
     parts = _core.polar_encode(_exportable(values), codec, code_bits)
     codes, row_scale = (_as_kind(part, _is_torch(values)) for part in parts)
     return codes, row_scale
@@ -318,7 +318,7 @@ def diagonal_scales(
     input_second_moment: Array | None = None,
     output_second_moment: Array | None = None,
 ) -> tuple[ArrayT | None, ArrayT | None]:
-    """Return the spatial ODC scales (in (n,), out (m,)) of the decoded side, None where not worth it.
+    """Return the spatial ODC scales, in (n,) and out (m,); None where not worth their bits.
 
     ``W = diag(out) W̄ diag(in)`` with W̄ the matrix that is transformed and coded.
     """
@@ -356,7 +356,7 @@ def _optional(array: Array | None) -> Any:
     return None if array is None else _exportable(array)
 
 
-def _as_kind(array: npt.NDArray[Any], as_torch: bool) -> Any:
+def _as_kind(array: Any, as_torch: bool) -> Any:
     return torch.from_numpy(array) if as_torch else array
 
 

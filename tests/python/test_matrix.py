@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llava_fa
+import reference
 from llava_fa import (
     CompressedMatrix,
     CompressionConfig,
@@ -176,7 +177,7 @@ def test_any_weight_survives_at_five_bits(name, rank):
     weight = adversarial_weights()[name].astype(np.float32)
     matrix = compress_matrix(weight, CompressionConfig(bits=5, rank=rank))
     assert np.isfinite(matrix.dense()).all()
-    # 10 bits per complex entry distort a Gaussian by 0.002; a few rows of 44 entries are no Gaussian.
+    # 10 bits per complex entry distort a Gaussian by 0.002; rows of 44 entries are less Gaussian.
     assert matrix.relative_error(weight) < 0.01
 
 
@@ -249,7 +250,7 @@ def test_more_bits_and_more_rank_lower_the_error():
         compress_matrix(weight, CompressionConfig(bits=b / 2)).relative_error(weight)
         for b in range(2, 11)
     ]
-    assert all(a > b for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(errors))
     by_rank = [
         compress_matrix(weight, CompressionConfig(bits=2, rank=r)).relative_error(weight)
         for r in (0, 4, 16)
