@@ -17,6 +17,7 @@ test: test-cpp test-consumer test-python
 # would hide an install step that a user's `pip install .` needs.
 $(VENV)/.tools: constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --upgrade pip
 	$(PIP) install --quiet --constraint constraints.txt \
 	  scikit-build-core nanobind cmeel-eigen cmake ninja torch
 	touch $@
@@ -28,7 +29,7 @@ $(VENV)/.installed: $(VENV)/.tools $(SOURCES) CMakeLists.txt VERSION
 	touch $@
 
 $(VENV)/.test-tools: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt ".[test,dev,bench]" --no-build-isolation
+	$(PIP) install --quiet --constraint constraints.txt --group test --group dev
 	touch $@
 
 # The C++ unit tests need the doctest header; it is in every distribution, not on PyPI.
@@ -58,11 +59,13 @@ test-consumer: $(BUILD)/build.ninja
 	build/consumer/consumer
 
 test-python: $(VENV)/.test-tools
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --doctest-modules --pyargs llava_fa tests/python
 
 lint: $(VENV)/.test-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cp $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")/llava_fa/_core.pyi \
+	  python/llava_fa/
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.hpp')
 

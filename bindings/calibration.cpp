@@ -50,7 +50,7 @@ void bind_calibration(nb::module_& m) {
         DiagonalScales scales;
         {
           nb::gil_scoped_release release;
-          scales = diagonal_scales(dense.matrix(), moments.view());
+          scales = diagonal_scales(channel_energies(dense.matrix()), moments.view());
         }
         auto or_none = [](const std::vector<float>& values) -> nb::object {
           if (values.empty()) return nb::none();

@@ -58,6 +58,10 @@ class Backend {
   // inout = (from - inout) · diag(column_factor); the factor may be null.
   virtual void subtract_from(const ComplexMatrix& from, const float* column_factor, int threads,
                              ComplexMatrix& inout) const = 0;
+  // Sums of squares of a real matrix with multipliers (null: ones), per row and per column.
+  virtual void channel_energies(const MatrixView& values, const float* row_multiplier,
+                                const float* col_multiplier, int threads, std::span<double> rows,
+                                std::span<double> cols) const = 0;
   // Per row: sum of |entry|^2 · column_weight in double precision; the weight may be null.
   virtual void row_energies(const ComplexMatrix& matrix, const float* column_weight, int threads,
                             std::span<double> energies) const = 0;

@@ -6,9 +6,11 @@
 #include <cmath>
 #include <numeric>
 
+#include "backend.hpp"
 #include "checks.hpp"
 #include "counter_random.hpp"
 #include "half_float.hpp"
+#include "llava_fa/runtime.hpp"
 #include "llava_fa/spectrum.hpp"
 
 namespace llava_fa {
@@ -29,23 +31,11 @@ void check_moments(std::span<const float> moments, Index expected, const char* n
   }
 }
 
-struct ChannelEnergies {
-  std::vector<double> rows, cols;  // sums of squares
-};
-
-ChannelEnergies channel_energies(const MatrixView& weight) {
-  ChannelEnergies energies{std::vector<double>(weight.rows), std::vector<double>(weight.cols)};
-  for (Index i = 0; i < weight.rows; ++i) {
-    const float* row = weight.row(i);
-    double total = 0;
-    for (Index j = 0; j < weight.cols; ++j) {
-      const double square = static_cast<double>(row[j]) * row[j];
-      total += square;
-      energies.cols[j] += square;
-    }
-    energies.rows[i] = total;
-  }
-  return energies;
+// Names the first entry that is not finite; its row is known from the row's energy.
+[[noreturn]] void report_non_finite(const MatrixView& weight, Index row) {
+  Index j = 0;
+  while (j + 1 < weight.cols && std::isfinite(weight.row(row)[j])) ++j;
+  throw Error(ErrorCode::non_finite, concat("weight[", row, ", ", j, "] is ", weight.row(row)[j]));
 }
 
 // Noise power after the best scales, relative to none: (sum s w)^2 / (sum s^2 sum w^2) <= 1.
@@ -116,14 +106,31 @@ void validate(const SecondMoments& moments, Index rows, Index cols) {
   }
 }
 
-DiagonalScales diagonal_scales(const MatrixView& weight, const SecondMoments& moments) {
-  validate(moments, weight.rows, weight.cols);
-  const ChannelEnergies energies = channel_energies(weight);
+double ChannelEnergies::total() const { return std::accumulate(rows.begin(), rows.end(), 0.0); }
+
+ChannelEnergies channel_energies(const MatrixView& weight, std::span<const float> output_multiplier,
+                                 std::span<const float> input_multiplier) {
+  ChannelEnergies energies{std::vector<double>(weight.rows), std::vector<double>(weight.cols)};
+  cpu_backend().channel_energies(weight,
+                                 output_multiplier.empty() ? nullptr : output_multiplier.data(),
+                                 input_multiplier.empty() ? nullptr : input_multiplier.data(),
+                                 num_threads(), energies.rows, energies.cols);
+  // Squares of float32 values cannot overflow a double, so only the entries themselves can be bad.
+  const auto bad = std::find_if_not(energies.rows.begin(), energies.rows.end(),
+                                    [](double energy) { return std::isfinite(energy); });
+  if (bad != energies.rows.end()) report_non_finite(weight, bad - energies.rows.begin());
+  return energies;
+}
+
+DiagonalScales diagonal_scales(const ChannelEnergies& energies, const SecondMoments& moments) {
+  const Index rows = static_cast<Index>(energies.rows.size());
+  const Index cols = static_cast<Index>(energies.cols.size());
+  validate(moments, rows, cols);
   DiagonalScales scales;
-  if (worth_storing(predicted_gain(moments.input_diagonal, energies.cols), weight.rows)) {
+  if (worth_storing(predicted_gain(moments.input_diagonal, energies.cols), rows)) {
     scales.in = decode_scales(moments.input_diagonal, energies.cols);
   }
-  if (worth_storing(predicted_gain(moments.output_diagonal, energies.rows), weight.cols)) {
+  if (worth_storing(predicted_gain(moments.output_diagonal, energies.rows), cols)) {
     scales.out = decode_scales(moments.output_diagonal, energies.rows);
   }
   return scales;

@@ -50,20 +50,17 @@ struct PackedMatrixBuilder {
 
 namespace {
 
-// Sum of squares of the scaled weight in double precision; also refuses NaN and infinity.
-double checked_energy(const MatrixView& weight, const DiagonalScales& scales) {
-  double total = 0;
-  for (Index i = 0; i < weight.rows; ++i) {
-    const float* row = weight.row(i);
-    const double row_factor = scales.out.empty() ? 1.0 : 1.0 / scales.out[i];
-    for (Index j = 0; j < weight.cols; ++j) {
-      require(std::isfinite(row[j]), ErrorCode::non_finite, "weight[", i, ", ", j, "] is ", row[j]);
-      const double factor = scales.in.empty() ? row_factor : row_factor / scales.in[j];
-      const double value = row[j] * factor;
-      total += value * value;
-    }
-  }
-  return total;
+std::vector<float> reciprocals(const std::vector<float>& scales) {
+  std::vector<float> out(scales.size());
+  std::transform(scales.begin(), scales.end(), out.begin(), [](float s) { return 1.0f / s; });
+  return out;
+}
+
+// Sum of squares of the weight before the transform.
+double scaled_energy(const MatrixView& weight, const ChannelEnergies& unscaled,
+                     const DiagonalScales& scales) {
+  if (scales.in.empty() && scales.out.empty()) return unscaled.total();
+  return channel_energies(weight, reciprocals(scales.out), reciprocals(scales.in)).total();
 }
 
 // Root mean square of the scaled weight, at least the smallest normal float so that dividing by it
@@ -109,13 +106,12 @@ CompressionResult compress_matrix(const MatrixView& weight, const CompressionOpt
   MatrixSpec spec = spec_of(weight, options);
   validate(spec);
   validate(moments, spec.rows, spec.cols);
-  checked_energy(weight, {});
-
+  const ChannelEnergies energies = channel_energies(weight);
   const DiagonalScales scales =
-      options.odc == Odc::spatial ? diagonal_scales(weight, moments) : DiagonalScales{};
+      options.odc == Odc::spatial ? diagonal_scales(energies, moments) : DiagonalScales{};
   spec.channel_scale_in = !scales.in.empty();
   spec.channel_scale_out = !scales.out.empty();
-  const float matrix_scale = root_mean_square(checked_energy(weight, scales), weight);
+  const float matrix_scale = root_mean_square(scaled_energy(weight, energies, scales), weight);
   const double divisor = matrix_scale > 0 ? matrix_scale : 1.0;
 
   const std::vector<float> input_signs =

@@ -24,6 +24,10 @@ reference::Dense spread_columns(Index m, Index n) {
   return weight;
 }
 
+DiagonalScales scales_of(const reference::Dense& weight, const SecondMoments& moments) {
+  return diagonal_scales(channel_energies(weight.view()), moments);
+}
+
 // (sum c_j^2 w_j^2)(sum s_j^2 / c_j^2): noise power of the layer's output up to a constant.
 double noise(const std::vector<double>& energies, const std::vector<float>& moments,
              const std::vector<double>& multiplier) {
@@ -37,12 +41,26 @@ double noise(const std::vector<double>& energies, const std::vector<float>& mome
 
 }  // namespace
 
+TEST_CASE("channel energies are sums of squares with their multipliers") {
+  const reference::Dense weight = reference::gaussian(130, 7, 30);
+  const std::vector<float> rows(130, 2.0f), cols = {1, 1, 3, 1, 1, 1, 0.5f};
+  const ChannelEnergies energies = channel_energies(weight.view(), rows, cols);
+  double total = 0;
+  for (Index j = 0; j < 7; ++j) {
+    double expected = 0;
+    for (Index i = 0; i < 130; ++i) expected += std::pow(2.0 * cols[j] * weight.at(i, j), 2);
+    CHECK(energies.cols[j] == doctest::Approx(expected).epsilon(1e-12));
+    total += expected;
+  }
+  CHECK(energies.total() == doctest::Approx(total).epsilon(1e-12));
+}
+
 TEST_CASE("input scales minimize the predicted output noise") {
   const Index m = 200, n = 24;
   const reference::Dense weight = spread_columns(m, n);
   std::vector<float> moments(n);
   for (Index j = 0; j < n; ++j) moments[j] = 1.0f + 5.0f * float(j % 4);
-  const DiagonalScales scales = diagonal_scales(weight.view(), {moments, {}, {}});
+  const DiagonalScales scales = scales_of(weight, {moments, {}, {}});
   REQUIRE(scales.in.size() == static_cast<std::size_t>(n));
 
   std::vector<double> energies(n), multiplier(n);
@@ -62,14 +80,14 @@ TEST_CASE("input scales minimize the predicted output noise") {
 }
 
 TEST_CASE("scales have geometric mean one") {
-  const DiagonalScales scales = diagonal_scales(spread_columns(200, 24).view(), {});
+  const DiagonalScales scales = scales_of(spread_columns(200, 24), {});
   double log_sum = 0;
   for (const float scale : scales.in) log_sum += std::log(scale);
   CHECK(log_sum / 24 == doctest::Approx(0.0).epsilon(1e-3));
 }
 
 TEST_CASE("equal channels are not worth their scales") {
-  const DiagonalScales scales = diagonal_scales(reference::gaussian(200, 200, 32).view(), {});
+  const DiagonalScales scales = scales_of(reference::gaussian(200, 200, 32), {});
   CHECK(scales.in.empty());
   CHECK(scales.out.empty());
 }
@@ -79,7 +97,7 @@ TEST_CASE("dead channels get a neutral scale and stay finite") {
   for (Index i = 0; i < 200; ++i) weight.values[i * 24 + 7] = 0.0f;
   std::vector<float> moments(24, 1.0f);
   moments[3] = 0.0f;
-  const DiagonalScales scales = diagonal_scales(weight.view(), {moments, {}, {}});
+  const DiagonalScales scales = scales_of(weight, {moments, {}, {}});
   CHECK(scales.in[7] == 1.0f);
   CHECK(scales.in[3] == 1.0f);
   for (const float scale : scales.in) CHECK((scale > 0 && std::isfinite(scale)));
@@ -113,8 +131,8 @@ TEST_CASE("bad moments are refused by name") {
   const reference::Dense weight = reference::gaussian(4, 3);
   const std::vector<float> negative = {1, -1, 1}, short_one = {1, 1};
   const std::vector<float> not_a_number = {1, std::numeric_limits<float>::quiet_NaN(), 1};
-  CHECK_THROWS_WITH_AS(diagonal_scales(weight.view(), {short_one, {}, {}}),
+  CHECK_THROWS_WITH_AS(scales_of(weight, {short_one, {}, {}}),
                        "input_second_moment has length 2, expected 3", Error);
-  CHECK_THROWS_AS(diagonal_scales(weight.view(), {negative, {}, {}}), Error);
-  CHECK_THROWS_AS(diagonal_scales(weight.view(), {not_a_number, {}, {}}), Error);
+  CHECK_THROWS_AS(scales_of(weight, {negative, {}, {}}), Error);
+  CHECK_THROWS_AS(scales_of(weight, {not_a_number, {}, {}}), Error);
 }

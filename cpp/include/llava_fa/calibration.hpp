@@ -30,6 +30,20 @@ struct SecondMoments {
 // Error(non_finite) on NaN or infinity.
 void validate(const SecondMoments& moments, Index rows, Index cols);
 
+// Sums of squares of a weight's output channels (rows, m) and input channels (cols, n).
+struct ChannelEnergies {
+  std::vector<double> rows;
+  std::vector<double> cols;
+
+  double total() const;
+};
+
+// Energies of diag(output) W diag(input); empty multipliers are ones.
+// Throws Error(non_finite) naming the first NaN or infinite entry.
+ChannelEnergies channel_energies(const MatrixView& weight,
+                                 std::span<const float> output_multiplier = {},
+                                 std::span<const float> input_multiplier = {});
+
 // Positive multipliers used when decoding: W = diag(out) · W̄ · diag(in). Rounded to binary16, with
 // geometric mean one, and within [2^-8, 2^8]. A side is empty where scales are not worth their
 // bits.
@@ -44,7 +58,7 @@ struct DiagonalScales {
 // Channels without signal or weight get a neutral scale. By Cauchy-Schwarz the noise falls by
 // (sum s w)^2 / (sum s^2 sum w^2); a side is scaled only if that is worth more than the bits of its
 // scales spent on codes, 2^(-2 · 16/m) for columns and 2^(-2 · 16/n) for rows.
-DiagonalScales diagonal_scales(const MatrixView& weight, const SecondMoments& moments);
+DiagonalScales diagonal_scales(const ChannelEnergies& energies, const SecondMoments& moments);
 
 // Spectral ODC: root weights of the columns l of the half spectrum, d_l = sqrt(Σ̃_ll / mean), where
 // Σ̃ = conj(F_n) Σ F_n^T and Σ = E[x̄ x̄^T] of the (sign-flipped) input. A diagonal Σ has a constant

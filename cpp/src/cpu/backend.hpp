@@ -29,6 +29,9 @@ class CpuBackend final : public Backend {
 
   void subtract_from(const ComplexMatrix& from, const float* column_factor, int threads,
                      ComplexMatrix& inout) const override;
+  void channel_energies(const MatrixView& values, const float* row_multiplier,
+                        const float* col_multiplier, int threads, std::span<double> rows,
+                        std::span<double> cols) const override;
   void row_energies(const ComplexMatrix& matrix, const float* column_weight, int threads,
                     std::span<double> energies) const override;
 

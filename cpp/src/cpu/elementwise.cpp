@@ -1,4 +1,7 @@
 // CPU elementwise passes over complex planes.
+#include <algorithm>
+#include <vector>
+
 #include "backend.hpp"
 #include "parallel.hpp"
 
@@ -6,6 +9,7 @@ namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kRowsPerItem = 16;
+constexpr Index kEnergyRows = 64;  // rows whose column sums are kept apart, then added in order
 
 // Double-precision sum of weight * (re^2 + im^2); several partial sums let the loop vectorize.
 double row_energy(const float* re, const float* im, const float* weight, Index count) {
@@ -38,6 +42,34 @@ void CpuBackend::subtract_from(const ComplexMatrix& from, const float* column_fa
       }
     }
   });
+}
+
+void CpuBackend::channel_energies(const MatrixView& values, const float* row_multiplier,
+                                  const float* col_multiplier, int threads, std::span<double> rows,
+                                  std::span<double> cols) const {
+  const Index items = ceil_div(values.rows, kEnergyRows), n = values.cols;
+  std::vector<double> partial(static_cast<std::size_t>(items * n), 0.0);
+  parallel_for(items, threads, [&](Index item) {
+    double* sums = partial.data() + item * n;
+    const Index end = std::min(values.rows, (item + 1) * kEnergyRows);
+    for (Index i = item * kEnergyRows; i < end; ++i) {
+      const float* row = values.row(i);
+      const double r = row_multiplier ? row_multiplier[i] : 1.0f;
+      constexpr Index kPartials = 8;
+      double total[kPartials] = {};
+      for (Index j = 0; j < n; ++j) {
+        const double value = r * (col_multiplier ? col_multiplier[j] : 1.0f) * row[j];
+        sums[j] += value * value;
+        total[j % kPartials] += value * value;
+      }
+      rows[i] = 0;
+      for (const double t : total) rows[i] += t;
+    }
+  });
+  std::fill(cols.begin(), cols.end(), 0.0);
+  for (Index item = 0; item < items; ++item) {
+    for (Index j = 0; j < n; ++j) cols[j] += partial[item * n + j];
+  }
 }
 
 void CpuBackend::row_energies(const ComplexMatrix& matrix, const float* column_weight, int threads,
