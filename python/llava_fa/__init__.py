@@ -5,7 +5,10 @@ Importing the package registers ``quant_method: "llava_fa"`` with transformers, 
 """
 
 from llava_fa import _core
+from llava_fa._register import register_when_transformers_is_imported
+from llava_fa.compress import compress_checkpoint
 from llava_fa.config import CompressionConfig
+from llava_fa.decompress import decompress_checkpoint
 from llava_fa.errors import (
     CheckpointError,
     FormatError,
@@ -15,6 +18,7 @@ from llava_fa.errors import (
     RecipeError,
     ResumeError,
 )
+from llava_fa.loading import load_model
 from llava_fa.matrix import (
     CompressedMatrix,
     MatrixSpec,
@@ -27,6 +31,9 @@ from llava_fa.matrix import (
     polar_encode,
     truncated_svd,
 )
+from llava_fa.recipe import Recipe
+from llava_fa.report import CompressionReport
+from llava_fa.verify import inspect_checkpoint, verify_checkpoint
 
 __version__: str = _core.version()
 
@@ -34,20 +41,29 @@ __all__ = [
     "CheckpointError",
     "CompressedMatrix",
     "CompressionConfig",
+    "CompressionReport",
     "FormatError",
     "LlavaFaError",
     "MatrixSpec",
     "MissingFileError",
     "NonFiniteError",
+    "Recipe",
     "RecipeError",
     "ResumeError",
     "__version__",
+    "compress_checkpoint",
     "compress_matrix",
     "constellation",
+    "decompress_checkpoint",
     "diagonal_scales",
     "half_spectrum",
+    "inspect_checkpoint",
     "inverse_half_spectrum",
+    "load_model",
     "polar_decode",
     "polar_encode",
     "truncated_svd",
+    "verify_checkpoint",
 ]
+
+register_when_transformers_is_imported()

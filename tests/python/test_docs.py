@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 import llava_fa
+from bench import readme
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 FORMAT = ROOT / "docs" / "format.md"
 START, END = "<!-- constellations -->", "<!-- end of constellations -->"
-PATH = re.compile(
-    r"`((?:cpp|cuda|bindings|python|tests|bench|docs|examples)/[A-Za-z0-9_./-]+)`"
-)
+PATH = re.compile(r"`((?:cpp|cuda|bindings|python|tests|bench|docs|examples)/[A-Za-z0-9_./-]+)`")
 
 
 def constellation_tables() -> str:
@@ -28,7 +27,9 @@ def constellation_tables() -> str:
         for bits in range(1, 11):
             rings = llava_fa.constellation(codec, bits)["rings"]
             cells = [f"{radius:.8g} ({phases}, {offset:g})" for radius, phases, offset in rings]
-            lines.append(f"**`{codec}`, {bits} bits** — radius (phases, offset): {'; '.join(cells)}")
+            lines.append(
+                f"**`{codec}`, {bits} bits** — radius (phases, offset): {'; '.join(cells)}"
+            )
             lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -57,6 +58,11 @@ def test_paths_named_in_documents_exist(document):
 def test_documents_that_the_readme_promises_are_there():
     names = {path.name for path in DOCUMENTS}
     assert {"README.md", "format.md", "method.md", "dependencies.md", "architecture.md"} <= names
+
+
+def test_readme_quotes_the_results_as_they_are():
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.filled(text) == text, "run: python -m bench.readme"
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:

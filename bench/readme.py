@@ -1,0 +1,77 @@
+"""Writes the figures of ``bench/results`` into the README: ``python -m bench.readme``.
+
+The README quotes nothing by hand; ``tests/python/test_docs.py`` checks that it is up to date.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.support import RESULTS, markdown
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def _load(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def quality_section() -> str:
+    """Answers of the tiny model over stored bits, with the chart."""
+    results = _load("quality")
+    dense = results["dense"]
+    columns = ("method", "bits", "stored bits", "KL", "agreement %", "accuracy %")
+    rows = results["tables"]["Answers of the tiny model"]
+    table = markdown([{column: row[column] for column in columns} for row in rows])
+    return (
+        f"{dense['questions']} held-out questions about generated images, answered by the trained\n"
+        "LLaVA-architecture model in `examples/tiny_lmm/`; all stored bits counted; KL is the\n"
+        "mean divergence of the answer distribution from the dense model's, in nats. Dense\n"
+        f"accuracy: {dense['accuracy %']:.1f} % (95 % interval {dense['accuracy interval']}).\n\n"
+        "![KL and accuracy over stored bits](bench/results/quality.png)\n\n"
+        f"{table}\n\n`{results['command']}`"
+    )
+
+
+def measured_section() -> str:
+    """Codec distortion, speed and memory."""
+    speed, codec, memory = _load("compress_speed"), _load("codec"), _load("peak_memory")
+    first = speed["tables"]["Side by side"][0]
+    heading, rows = next(iter(codec["tables"].items()))
+    worst = max(run["peak_bytes"] / run["bound_bytes"] for run in memory)
+    return (
+        f"**{heading}**\n\n{markdown(rows)}\n\n"
+        f"**Speed** ({speed['machine']['processor']}, {speed['machine']['cores']} cores): "
+        f"{first['matrix']} at rank {first['rank']}, {first['bits']:g} bits, "
+        f"{first['alternations']} alternations {first['library s']:.2f} s, "
+        f"{first['speedup']:.1f} times as fast as plain torch in the same run; "
+        f"all of LLaVA-1.5-7B without data at rank 0 projected {speed['projected_minutes']:.1f} "
+        "minutes.\n\n"
+        "**Memory** of compressing a checkpoint of many shards: at most "
+        f"{100 * worst:.0f} % of the bound of 1.5 times its largest matrix's working set plus "
+        "500 MB."
+    )
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"quality": quality_section, "measured": measured_section}
+
+
+def filled(text: str) -> str:
+    """Return the README with every marked section made anew."""
+    for name, make in SECTIONS.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{make()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def main() -> None:
+    """Rewrite the README."""
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The tiny trained model as a measuring instrument: its weights, its inputs, its answers.
+
+A ``Judge`` holds the dense model's answer distributions over the benchmark and scores any set of
+replaced weights against them: KL divergence, agreement and accuracy, with intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+
+from bench.baselines import Baseline
+from examples.tiny_lmm.answering import answer_distributions
+from examples.tiny_lmm.architecture import WORD_ID
+from examples.tiny_lmm.benchmark import benchmark_questions, calibration_questions
+from examples.tiny_lmm.evaluate import compare, evaluate
+from examples.tiny_lmm.statistics import clustered_mean
+from llava_fa import CompressionConfig, compress_matrix
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_MODEL = ROOT / "examples" / "tiny_lmm" / "model"
+KEPT_DENSE = ("lm_head",)
+LINEAR_NAMES = re.compile(r"(_proj|\.fc[12]|\.linear_[12])\.weight$")
+Interval = tuple[float, float]
+
+
+def add_options(parser: argparse.ArgumentParser, questions: int) -> None:
+    """Add the options of every bench that uses the model."""
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of the model")
+    parser.add_argument("--questions", type=int, default=questions, help="size of the benchmark")
+    parser.add_argument(
+        "--calibration", type=int, default=256, help="questions that give the second moments"
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """What replaced weights did to the answers; the arrays have one entry per question."""
+
+    kl: float
+    kl_interval: Interval
+    agreement: float
+    accuracy: float
+    accuracy_interval: Interval
+    divergences: npt.NDArray[np.float64]
+    hits: npt.NDArray[np.float64]
+
+    def row(self) -> dict[str, float | str]:
+        """Return the figures as columns of a table."""
+        return {
+            "KL": self.kl,
+            "KL interval": f"{self.kl_interval[0]:.4g} to {self.kl_interval[1]:.4g}",
+            "agreement %": 100 * self.agreement,
+            "accuracy %": 100 * self.accuracy,
+            "accuracy interval": "{:.1f} to {:.1f}".format(
+                *(100 * bound for bound in self.accuracy_interval)
+            ),
+        }
+
+
+class Judge:
+    """The dense model with its answers, ready to try other weights.
+
+    Parameters
+    ----------
+    folder : Path
+        A checkpoint of the tiny model.
+    questions : int
+        How many questions of the held-out benchmark to ask.
+    """
+
+    def __init__(self, folder: Path, questions: int) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
+        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.questions = benchmark_questions(questions)
+        self.images = [question.image_id for question in self.questions]
+        self.weights = {
+            name: module.weight.detach().clone()
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and not name.endswith(KEPT_DENSE)
+        }
+        self._scores: dict[str, Score] = {}
+        self.reference = self._ask()
+        self.dense_accuracy = evaluate(self.reference, self.questions).accuracy
+
+    @property
+    def weight_count(self) -> int:
+        """Number of weights in the matrices that are compressed."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+    def score(self, weights: Mapping[str, Tensor]) -> Score:
+        """Ask the benchmark with some weights replaced; equal weights are asked once."""
+        digest = hashlib.sha256()
+        for name in sorted(weights):
+            digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+        key = digest.hexdigest()
+        if key not in self._scores:
+            self._scores[key] = self._scored(weights)
+        return self._scores[key]
+
+    def _scored(self, weights: Mapping[str, Tensor]) -> Score:
+        with self._replaced(weights):
+            answers = self._ask()
+        comparison = compare(self.reference, answers, self.questions)
+        divergences = (np.exp(self.reference) * (self.reference - answers)).sum(axis=1)
+        accuracy = comparison.evaluation.accuracy
+        return Score(
+            kl=comparison.kl,
+            kl_interval=comparison.kl_interval,
+            agreement=comparison.agreement.value,
+            accuracy=accuracy.value,
+            accuracy_interval=(accuracy.low, accuracy.high),
+            divergences=divergences,
+            hits=self._right(answers),
+        )
+
+    def interval_of(self, values: npt.NDArray[np.float64]) -> Interval:
+        """95 % interval of the mean of values per question, or per (seed, question).
+
+        Whole images are drawn anew; with several seeds of the signs their scatter is added in
+        quadrature, by Student's t.
+        """
+        by_seed = np.atleast_2d(values)
+        mean, error, interval = clustered_mean(by_seed.mean(axis=0), self.images)
+        count = len(by_seed)
+        if count == 1:
+            return interval
+        scatter = by_seed.mean(axis=1).std(ddof=1) / count**0.5
+        half = float(np.hypot(1.96 * error, student_t.ppf(0.975, count - 1) * scatter))
+        return mean - half, mean + half
+
+    def accuracy_loss(self, hits: npt.NDArray[np.float64]) -> tuple[float, Interval]:
+        """Percentage points of accuracy lost, paired, and their 95 % interval."""
+        lost = 100.0 * (self._right(self.reference) - hits)
+        return float(lost.mean()), self.interval_of(lost)
+
+    def _right(self, answers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        truth = np.array([WORD_ID[question.answer] for question in self.questions])
+        return (answers.argmax(axis=1) == truth).astype(float)
+
+    def second_moments(self, count: int, *, full: bool = False) -> dict[str, Tensor]:
+        """E[x_j^2], or E[x x^T] if ``full``, of every matrix's input.
+
+        From ``count`` questions on images that are not in the benchmark.
+        """
+        sums: dict[str, Tensor] = {}
+        rows: dict[str, int] = dict.fromkeys(self.weights, 0)
+
+        def watch(name: str) -> Any:
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0].reshape(-1, inputs[0].shape[-1])
+                moment = x.T @ x if full else x.square().sum(dim=0)
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + moment.double()
+                rows[name] += len(x)
+
+            return hook
+
+        modules = dict(self.model.named_modules())
+        handles = [modules[name].register_forward_pre_hook(watch(name)) for name in self.weights]
+        try:
+            # One image at a time: rows of several images would be padded to equal length.
+            asked = calibration_questions(count)
+            answer_distributions(self.model, self.processor, asked, batch_size=1)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: (total / rows[name]).float() for name, total in sums.items()}
+
+    def _ask(self) -> npt.NDArray[np.float64]:
+        return answer_distributions(self.model, self.processor, self.questions, batch_size=32)
+
+    @contextmanager
+    def _replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        modules = dict(self.model.named_modules())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                modules[name].weight.copy_(weight)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name in weights:
+                    modules[name].weight.copy_(self.weights[name])
+
+
+def linear_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of the towers' linear layers by name; none if there is no model."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        return {}
+    return {
+        name.removesuffix(".weight"): tensor.float()
+        for name, tensor in load_file(path).items()
+        if LINEAR_NAMES.search(name)
+    }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights to try in the dense model's place, and all bits that storing them takes."""
+
+    weights: dict[str, Tensor]
+    stored_bits: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All stored bits over the number of weights replaced."""
+        return self.stored_bits / sum(weight.numel() for weight in self.weights.values())
+
+
+def compressed(
+    weights: Mapping[str, Tensor],
+    config: CompressionConfig,
+    input_second_moments: Mapping[str, Tensor] | None = None,
+) -> Candidate:
+    """Compress every matrix with the library."""
+    dense, bits = {}, 0
+    for name, weight in weights.items():
+        moment = input_second_moments[name] if input_second_moments else None
+        matrix = compress_matrix(weight, config, input_second_moment=moment)
+        dense[name] = torch.as_tensor(matrix.dense())
+        bits += 8 * matrix.nbytes
+    return Candidate(dense, bits)
+
+
+def coded(weights: Mapping[str, Tensor], code: Callable[[Tensor], Baseline]) -> Candidate:
+    """Apply one of the baselines to every matrix."""
+    results = {name: code(weight) for name, weight in weights.items()}
+    return Candidate(
+        {name: result.dense for name, result in results.items()},
+        sum(result.stored_bits for result in results.values()),
+    )
+
+
+def part_of(name: str) -> str:
+    """The tower a matrix belongs to: vision, projector or language."""
+    if "vision_tower" in name:
+        return "vision"
+    return "projector" if "projector" in name else "language"

@@ -1,0 +1,352 @@
+"""The command line ``llava-fa``: argument parsing, output and exit codes; the work is elsewhere.
+
+Exit codes: 0 success, 1 an error or a failed verification, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .config import CompressionConfig
+from .errors import LlavaFaError
+
+_EXAMPLES = """\
+examples:
+  llava-fa compress llava-1.5-7b-hf small --bits 3
+  llava-fa compress llava-1.5-7b-hf small --bits 2.5 --recipe recipe.yaml --calib examples.jsonl
+  llava-fa inspect small
+  llava-fa verify small --source llava-1.5-7b-hf
+  llava-fa generate small --image cat.jpg --prompt "What is in the picture?"
+  llava-fa decompress small dense --dtype bfloat16
+  llava-fa demo
+"""
+_DEFAULTS = CompressionConfig()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="llava-fa",
+        description="Compress multimodal checkpoints with polar codes in the frequency domain.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compress(commands)
+    _add_decompress(commands)
+    _add_inspect(commands)
+    _add_verify(commands)
+    _add_generate(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--verbose", action="store_true", help="show what libraries log")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bars")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("settings of every matrix (a recipe can override them)")
+    group.add_argument(
+        "--bits", type=float, default=_DEFAULTS.bits, help="code bits per weight, 1 to 5 in halves"
+    )
+    group.add_argument("--codec", default=_DEFAULTS.codec, help="ring, product or uniform")
+    group.add_argument("--rank", type=int, default=_DEFAULTS.rank, help="complex rank of L1 L2")
+    group.add_argument(
+        "--factor-bits", type=int, default=_DEFAULTS.factor_bits, help="bits of the factors"
+    )
+    group.add_argument("--odc", default=_DEFAULTS.odc, help="spatial, spectral or none")
+    group.add_argument("--no-signs", action="store_true", help="no random signs (the paper's form)")
+    group.add_argument("--seed", type=int, default=_DEFAULTS.seed)
+
+
+class _UsageError(Exception):
+    """An option has a value that the command cannot take."""
+
+
+def _config(arguments: argparse.Namespace) -> CompressionConfig:
+    try:
+        return CompressionConfig(
+            bits=arguments.bits,
+            codec=arguments.codec,
+            rank=arguments.rank,
+            factor_bits=arguments.factor_bits,
+            odc=arguments.odc,
+            signs=not arguments.no_signs,
+            seed=arguments.seed,
+        )
+    except (TypeError, ValueError) as error:
+        raise _UsageError(str(error)) from error
+
+
+def _add_compress(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "compress",
+        _compress,
+        "Compress the linear layers of a checkpoint into a new folder.",
+        "llava-fa compress llava-1.5-7b-hf small --bits 3",
+    )
+    parser.add_argument("source", help="folder with config.json and safetensors, or a hub id")
+    parser.add_argument("output", help="folder to write")
+    _add_config(parser)
+    parser.add_argument("--recipe", metavar="FILE.yaml", help="per-layer rules, first match wins")
+    parser.add_argument(
+        "--calib", metavar="FILE.jsonl", help='lines of {"image": ..., "text": ...}'
+    )
+    parser.add_argument("--calib-samples", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=("error", "skip"),
+        default="error",
+        help="a weight with NaN or Inf: stop, or keep it dense",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in OUTPUT")
+    parser.add_argument("--no-resume", action="store_true", help="start an interrupted run anew")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the compression")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE")
+
+
+def _compress(arguments: argparse.Namespace) -> int:
+    from .compress import compress_checkpoint
+
+    config = _config(arguments)
+    _set_threads(arguments.threads)
+    report = compress_checkpoint(
+        arguments.source,
+        arguments.output,
+        config,
+        recipe=arguments.recipe,
+        calibration_data=arguments.calib,
+        calibration_samples=arguments.calib_samples,
+        resume=not arguments.no_resume,
+        overwrite=arguments.overwrite,
+        progress=not arguments.no_progress,
+        on_nonfinite=arguments.on_nonfinite,
+        max_shard_size=arguments.max_shard_size,
+    )
+    print(report.to_json() if arguments.json else report.summary_table())
+    return 0
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise _UsageError(f"--threads must be at least 1, got {threads}")
+    import torch
+
+    from . import _core
+
+    _core.set_num_threads(threads)
+    torch.set_num_threads(threads)
+
+
+def _add_decompress(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "decompress",
+        _decompress,
+        "Turn a compressed checkpoint into a plain dense one.",
+        "llava-fa decompress small dense --dtype bfloat16",
+    )
+    parser.add_argument("source", help="compressed folder")
+    parser.add_argument("output", help="folder to write")
+    parser.add_argument("--dtype", help="type of all weights, e.g. float32; default: as before")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in OUTPUT")
+
+
+def _decompress(arguments: argparse.Namespace) -> int:
+    from .decompress import decompress_checkpoint
+
+    report = decompress_checkpoint(
+        arguments.source,
+        arguments.output,
+        dtype=arguments.dtype,
+        overwrite=arguments.overwrite,
+        progress=not arguments.no_progress,
+    )
+    before, after = report.nbytes_before / 1e6, report.nbytes_after / 1e6
+    line = f"{len(report.rows)} tensors, {before:.2f} MB -> {after:.2f} MB in {arguments.output}"
+    print(report.to_json() if arguments.json else line)
+    return 0
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "Show what a compressed folder holds, without loading the model.",
+        "llava-fa inspect small",
+    )
+    parser.add_argument("folder", help="compressed folder")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .verify import inspect_checkpoint
+
+    report = inspect_checkpoint(arguments.folder)
+    print(report.to_json() if arguments.json else report.summary_table())
+    return 0
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        _verify,
+        "Check every tensor of a compressed folder; with --source, the errors too.",
+        "llava-fa verify small --source llava-1.5-7b-hf",
+    )
+    parser.add_argument("folder", help="compressed folder")
+    parser.add_argument("--source", help="the dense checkpoint it was made from")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .verify import verify_checkpoint
+
+    with tqdm(desc="verifying", unit="tensor", disable=arguments.no_progress) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = verify_checkpoint(arguments.folder, arguments.source, progress=advance)
+    if arguments.json:
+        print(result.to_json())
+    else:
+        for problem in result.problems:
+            print(f"FAILED {problem}")
+        if arguments.source:
+            print(result.report.summary_table())
+        if not result.hashed:
+            print("note: no manifest with hashes in the folder; changed bytes may go unnoticed")
+        verdict = "intact" if result.ok else f"{len(result.problems)} problem(s)"
+        print(f"{arguments.folder}: {len(result.report.rows)} tensors and matrices, {verdict}")
+    return 0 if result.ok else 1
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        _generate,
+        "Answer a question, about an image if one is given.",
+        'llava-fa generate small --image cat.jpg --prompt "What is in the picture?"',
+    )
+    parser.add_argument("model", help="compressed or dense folder")
+    parser.add_argument("--image", metavar="FILE")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    import json
+
+    from .generate import generate_answer
+
+    answer = generate_answer(
+        arguments.model,
+        arguments.prompt,
+        arguments.image,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    print(json.dumps({"answer": answer}) if arguments.json else answer)
+    return 0
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _demo,
+        "Compress the tiny example model, score it and ask it three questions.",
+        "llava-fa demo --bits 3",
+    )
+    parser.add_argument("--example", default="examples/tiny_lmm", metavar="DIR")
+    parser.add_argument("--output", metavar="DIR", help="keep the compressed model there")
+    parser.add_argument("--questions", type=int, default=2000, metavar="N")
+    _add_config(parser)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    result = run_demo(
+        arguments.example,
+        arguments.output,
+        config=_config(arguments),
+        questions=arguments.questions,
+        progress=not arguments.no_progress,
+    )
+    print(result.to_json() if arguments.json else result.table())
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    with warnings.catch_warnings():
+        _quiet(arguments)
+        try:
+            return int(arguments.run(arguments))
+        except KeyboardInterrupt:
+            print("\ninterrupted" + _resume_hint(arguments), file=sys.stderr)
+            return 130
+        except _UsageError as error:
+            print(f"usage error: {error}", file=sys.stderr)
+            return 2
+        except (LlavaFaError, ValueError, TypeError, OSError) as error:
+            if arguments.verbose:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+
+def _resume_hint(arguments: argparse.Namespace) -> str:
+    if arguments.command != "compress":
+        return ""
+    return f"; finished tensors are kept in {arguments.output}, run the same command to continue"
+
+
+def _quiet(arguments: argparse.Namespace) -> None:
+    """Let our own warnings through in one line each, and silence the libraries unless asked."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    if arguments.verbose:
+        logging.basicConfig(level=logging.INFO)
+        return
+    warnings.showwarning = show
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    # Both are read when the libraries are imported, which our subcommands do later.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The demonstration: compress the tiny multimodal model, score it, ask it three questions."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .capture import load_processor
+from .compress import compress_checkpoint
+from .config import CompressionConfig
+from .errors import CheckpointError
+from .generate import answer
+from .loading import load_model
+from .report import CompressionReport
+
+_IMAGE_QUESTIONS = "questions.jsonl"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Figures of the demonstration; ``answers`` are (image, question, dense, compressed)."""
+
+    report: CompressionReport
+    folder_bytes: tuple[int, int]
+    questions: int
+    accuracy: tuple[float, float]
+    agreement: float
+    kl: float
+    answers: tuple[tuple[str, str, str, str], ...]
+    seconds: float
+
+    def to_json(self) -> str:
+        """Return the figures as a JSON object."""
+        return json.dumps(
+            {
+                "nbytes": {"dense": self.folder_bytes[0], "compressed": self.folder_bytes[1]},
+                "bits_per_weight": self.report.bits_per_weight,
+                "questions": self.questions,
+                "accuracy": {"dense": self.accuracy[0], "compressed": self.accuracy[1]},
+                "agreement": self.agreement,
+                "kl": self.kl,
+                "answers": [list(item) for item in self.answers],
+                "seconds": self.seconds,
+            },
+            indent=2,
+        )
+
+    def table(self) -> str:
+        """Return the result as the command line shows it."""
+        before, after = self.folder_bytes
+        lines = [
+            f"{'':<30}{'dense':>12}{'compressed':>12}",
+            f"{'size of the weights':<30}{before / 1e6:>9.2f} MB{after / 1e6:>9.2f} MB",
+            f"{'accuracy':<30}{self.accuracy[0]:>12.4f}{self.accuracy[1]:>12.4f}",
+            f"{'answers that agree':<30}{'':>12}{self.agreement:>12.4f}",
+            f"{'KL divergence (nats)':<30}{'':>12}{self.kl:>12.5f}",
+            f"({self.questions} generated questions; {self.report.bits_per_weight:.3f} stored bits "
+            "per weight in the compressed matrices)",
+        ]
+        for image, question, dense, compressed in self.answers:
+            lines += [
+                "",
+                f"{image}: {question}",
+                f"  dense: {dense}",
+                f"  compressed: {compressed}",
+            ]
+        return "\n".join([*lines, "", f"{self.seconds:.0f} s in total"])
+
+
+def run_demo(
+    example: str | os.PathLike[str] = "examples/tiny_lmm",
+    output: str | os.PathLike[str] | None = None,
+    *,
+    config: CompressionConfig | None = None,
+    questions: int = 2000,
+    progress: bool = True,
+) -> DemoResult:
+    """Compress the example's model and compare it with the dense one.
+
+    Parameters
+    ----------
+    example
+        Folder of the tiny multimodal model, with its weights, generator and evaluation.
+    output
+        Where to leave the compressed model; a temporary folder if None.
+    config
+        Settings; 4 bits if None.
+    questions
+        How many questions of the held-out benchmark to score.
+    """
+    begin = time.monotonic()
+    folder = Path(example)
+    model_folder = _find_model(folder)
+    with _output_folder(output) as packed:
+        report = compress_checkpoint(
+            model_folder, packed, config, progress=progress, overwrite=output is not None
+        )
+        models = [_load(model_folder), _load(packed)]
+        processor = load_processor(model_folder)
+        size = (_weight_bytes(model_folder), _weight_bytes(packed))
+    comparison = _score(folder, models, processor, questions, progress)
+    answers = tuple(
+        (
+            path.name,
+            text,
+            *(answer(model, processor, text, path, max_new_tokens=4) for model in models),
+        )
+        for path, text in _image_questions(folder.parent / "images")
+    )
+    return DemoResult(
+        report=report,
+        folder_bytes=size,
+        questions=questions,
+        accuracy=(comparison.reference.accuracy.value, comparison.evaluation.accuracy.value),
+        agreement=comparison.agreement.value,
+        kl=comparison.kl,
+        answers=answers,  # type: ignore[arg-type]
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _find_model(folder: Path) -> Path:
+    for candidate in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
+        if (candidate / "config.json").exists():
+            return candidate
+    raise CheckpointError(
+        f"{folder}: no model of the example there; run the demo in the root of a clone of "
+        "llava-fa, or name the folder with --example DIR"
+    )
+
+
+@contextmanager
+def _output_folder(output: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="llava_fa_demo_") as temporary:
+        yield Path(temporary) / "compressed"
+
+
+def _load(folder: Path) -> Any:
+    return load_model(folder, dtype=torch.float32)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _score(folder: Path, models: list[Any], processor: Any, count: int, progress: bool) -> Any:
+    """Compare the answers' distributions with the example's own evaluation."""
+    root = str(folder.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    name = f"{folder.resolve().parent.name}.{folder.resolve().name}"
+    try:
+        evaluation = importlib.import_module(f"{name}.evaluate")
+        benchmark = importlib.import_module(f"{name}.benchmark")
+    except ImportError as error:
+        raise CheckpointError(f"{folder}: no evaluation code there ({error})") from error
+    asked = benchmark.benchmark_questions(count)
+    dense, packed = (
+        evaluation.answer_distributions(model, processor, asked, progress=progress)
+        for model in models
+    )
+    return evaluation.compare(dense, packed, asked)
+
+
+def _image_questions(folder: Path) -> list[tuple[Path, str]]:
+    """Read the three questions about the images that come with the examples."""
+    path = folder / _IMAGE_QUESTIONS
+    if not path.exists():
+        raise CheckpointError(f"{path}: expected the example images' questions there")
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return [(folder / line["image"], line["text"]) for line in lines[:3]]

@@ -1,0 +1,70 @@
+"""Answers a question about an image with a compressed or dense checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .capture import load_processor, prompt_text
+from .errors import CheckpointError
+from .loading import load_model
+
+
+def generate_answer(
+    folder: str | os.PathLike[str],
+    prompt: str,
+    image: str | os.PathLike[str] | None = None,
+    *,
+    max_new_tokens: int = 64,
+) -> str:
+    """Load a checkpoint and return the model's answer, decoded greedily.
+
+    Parameters
+    ----------
+    folder
+        Checkpoint folder.
+    prompt
+        The question; the chat template and the image token are added if the processor has them.
+    image
+        Image file, or None for a question without an image.
+    max_new_tokens
+        Longest answer.
+    """
+    model = load_model(folder, dtype="auto")
+    return answer(model, load_processor(folder), prompt, image, max_new_tokens=max_new_tokens)
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    prompt: str,
+    image: str | os.PathLike[str] | None = None,
+    *,
+    max_new_tokens: int = 64,
+) -> str:
+    """As :func:`generate_answer`, with what is already loaded."""
+    images = [_open_image(Path(image))] if image is not None else []
+    text = prompt_text(processor, prompt, len(images))
+    arguments: dict[str, Any] = {"images": images} if images else {}
+    inputs = processor(text=text, return_tensors="pt", **arguments)
+    inputs = {
+        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for key, value in inputs.items()
+    }
+    with torch.inference_mode():
+        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+def _open_image(path: Path) -> Any:
+    from PIL import Image
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such image")
+    with Image.open(path) as image:
+        return image.convert("RGB")

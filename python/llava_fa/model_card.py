@@ -1,0 +1,63 @@
+"""The section about the compression in the output's model card (``README.md``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import CompressionConfig
+from .output import CARD_NAME
+from .report import CompressionReport
+
+_BEGIN = "<!-- llava-fa: begin -->"
+_END = "<!-- llava-fa: end -->"
+
+
+def model_card(source: Path, report: CompressionReport, config: CompressionConfig) -> str:
+    """Return the source's model card with our section appended."""
+    card = plain_card(source)
+    return (f"{card}\n" if card else "") + _section(report, config) + "\n"
+
+
+def plain_card(source: Path) -> str:
+    """Return a folder's model card without our section; "" if it has none."""
+    path = source / CARD_NAME
+    card = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    before, _, rest = card.partition(_BEGIN)
+    text = before.rstrip() + rest.partition(_END)[2].rstrip()
+    return f"{text}\n" if text else ""
+
+
+def _section(report: CompressionReport, config: CompressionConfig) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in config.to_dict().items())
+    before, after = f"{report.nbytes_before / 1e6:.2f} MB", f"{report.nbytes_after / 1e6:.2f} MB"
+    bits = f"{report.bits_per_weight:.3f} stored bits per weight"
+    return f"""{_BEGIN}
+## Compressed with llava-fa
+
+The linear layers are stored as polar codes of their half spectrum. Import `llava_fa` **before**
+loading: without it transformers only warns and returns randomly initialized weights.
+
+```python
+import llava_fa  # registers the format; must come before from_pretrained
+from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER", dtype="auto")
+```
+
+| | |
+|---|---|
+| stored tensors | {before} before, {after} now |
+| ratio | {report.ratio:.2f} times smaller |
+| compressed matrices | {len(report.compressed)}, {bits} |
+| kept as stored | {len(report.kept)} tensors |
+| relative squared error | {_error(report)} |
+| settings | {settings} |
+
+```
+{report.summary_table()}
+```
+{_END}"""
+
+
+def _error(report: CompressionReport) -> str:
+    return "unknown" if report.relative_error is None else f"{report.relative_error:.4g}"

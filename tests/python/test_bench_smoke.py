@@ -1,0 +1,108 @@
+"""Every bench runs to its end on small sizes and writes the figures it promises."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+ROOT = Path(__file__).resolve().parents[2]
+VERDICTS = {"confirmed", "refuted", "not separable"}
+
+
+@pytest.fixture(scope="module")
+def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model of the tiny architecture: the benches need no trained one."""
+    sys.path.insert(0, str(ROOT))
+    from examples.tiny_lmm.architecture import Size, build_model, build_processor
+
+    folder = tmp_path_factory.mktemp("model")
+    size = Size(vision_layers=2, text_layers=1)
+    build_model(size).save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
+def run(name: str, folder: Path, *options: str) -> dict[str, Any]:
+    """Run a bench as a user would, in quick mode, and return its JSON."""
+    path = folder / f"{name}.json"
+    command = [sys.executable, "-m", f"bench.{name}", "--quick", "--json", str(path), *options]
+    finished = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert path.with_suffix(".md").read_text().startswith(f"# {name}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert found["command"].startswith(f"python -m bench.{name}")
+    assert {"processor", "cores", "python", "packages"} <= set(found["machine"])
+    assert "date" not in json.dumps(found["machine"])
+    return found
+
+
+def test_codec(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("codec", tmp_path, "--model", str(untrained_model))
+    rows = found["tables"]["Unit-power circular Gaussian"]
+    assert len(rows) == 9
+    assert found["worst_ratio_to_table"] > 0
+    assert isinstance(found["reaches_table"], bool)
+    kinds = {
+        row["weights"] for row in found["tables"]["Real spectra, ratio to the Gaussian figure"]
+    }
+    assert {"gaussian", "smooth", "tiny model, vision", "tiny model, language"} <= kinds
+
+
+def test_claims(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("claims", tmp_path, "--model", str(untrained_model))
+    rows = [row for table in found["tables"].values() for row in table]
+    assert {row["verdict"] for row in rows} <= VERDICTS
+    assert len(found["tables"]) == 7
+    assert sum(found["verdicts"].values()) == len(rows)
+
+
+def test_quality(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("quality", tmp_path, "--model", str(untrained_model))
+    assert isinstance(found["targets_met"], bool)
+    assert {"accuracy %", "questions", "weights compressed"} <= set(found["dense"])
+    methods = {row["method"] for row in found["tables"]["Answers of the tiny model"]}
+    assert {"ring, no data", "ring + ODC", "round to nearest g64", "NF4 g64"} <= methods
+    assert (tmp_path / "quality.png").stat().st_size > 1000
+
+
+def test_compress_speed(tmp_path: Path) -> None:
+    found = run("compress_speed", tmp_path)
+    assert found["speedup"] > 0
+    assert found["projected_minutes"] > 0
+    assert found["weights"] == 6_798_966_784
+    assert {"sgemm_gflops", "copy_gbytes_per_second"} == set(found["limits"])
+    compared = found["tables"]["Side by side"]
+    assert compared[0]["library error"] == pytest.approx(compared[0]["plain torch error"], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed"])
+def test_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"bench.{name}").main()
+    assert stopped.value.code == 0
+    assert f"usage: python -m bench.{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed"])
+def test_committed_results_name_their_command_and_machine(name: str) -> None:
+    path = ROOT / "bench" / "results" / f"{name}.json"
+    record = json.loads(path.read_text())
+    assert record["command"].startswith(f"python -m bench.{name}")
+    assert "--quick" not in record["command"]
+    assert record["machine"]["cores"] >= 1
+    assert path.with_suffix(".md").exists()

@@ -1,0 +1,258 @@
+"""Loading compressed checkpoints through transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlavaForConditionalGeneration,
+)
+
+from conftest import edit_tensor, llama_model, llava_inputs, llava_model, read_all
+from llava_fa import CompressionConfig
+from llava_fa.compress import compress_checkpoint
+from llava_fa.decompress import decompress_checkpoint
+from llava_fa.errors import FormatError
+from llava_fa.hf import LlavaFaConfig
+from llava_fa.loading import load_model
+
+Q = "model.language_model.layers.0.self_attn.q_proj"
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(**llava_inputs()).logits.float()
+
+
+@pytest.fixture
+def packed(packed_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
+
+
+class TestEquality:
+    @pytest.mark.parametrize("source", ["llava_folder", "old_hub_folder"])
+    @pytest.mark.parametrize("rank", [0, 2])
+    def test_equals_the_decompressed_checkpoint(
+        self, source: str, rank: int, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
+        folder = request.getfixturevalue(source)
+        config = CompressionConfig(bits=3, rank=rank)
+        compress_checkpoint(folder, tmp_path / "packed", config, progress=False)
+        decompress_checkpoint(tmp_path / "packed", tmp_path / "dense", progress=False)
+        model, dense = load(tmp_path / "packed"), load(tmp_path / "dense")
+        state, expected = model.state_dict(), dense.state_dict()
+        assert state.keys() == expected.keys()
+        for name, tensor in state.items():
+            assert torch.equal(tensor, expected[name]), name
+        assert torch.equal(logits(model), logits(dense))
+
+    def test_answers_are_near_those_of_the_source(self, llava_folder: Path, tmp_path: Path) -> None:
+        original, errors = logits(llava_model()), []
+        for bits in (2, 5):
+            output = tmp_path / str(bits)
+            compress_checkpoint(llava_folder, output, CompressionConfig(bits=bits), progress=False)
+            difference = logits(load(output)) - original
+            errors.append(float(difference.square().sum() / original.square().sum()))
+        assert errors[1] < 0.05
+        assert errors[1] < errors[0] / 4
+
+    def test_tied_embeddings(self, tmp_path: Path) -> None:
+        llava_model(tied=True).save_pretrained(tmp_path / "source")
+        compress_checkpoint(tmp_path / "source", tmp_path / "packed", progress=False)
+        model = load(tmp_path / "packed")
+        embedding = model.get_input_embeddings().weight
+        assert model.get_output_embeddings().weight is embedding
+        assert torch.equal(embedding, llava_model(tied=True).get_input_embeddings().weight)
+
+    def test_text_model(self, llama_folder: Path, tmp_path: Path) -> None:
+        compress_checkpoint(llama_folder, tmp_path / "packed", progress=False)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+        assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+    def test_base_model_without_head(self, packed_folder: Path) -> None:
+        base, whole = AutoModel.from_pretrained(packed_folder), load(packed_folder)
+        weight = base.language_model.layers[0].self_attn.q_proj.weight
+        assert torch.equal(weight, whole.get_submodule(Q).weight)
+
+    def test_compressed_head(self, llama_folder: Path, tmp_path: Path) -> None:
+        recipe = [{"match": "lm_head", "compress": True, "bits": 5}]
+        compress_checkpoint(llama_folder, tmp_path / "packed", recipe=recipe, progress=False)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+        weight = llama_model().lm_head.weight
+        error = (model.lm_head.weight - weight).square().sum() / weight.square().sum()
+        assert 0 < error < 0.05
+
+
+class TestOptions:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "auto"])
+    @pytest.mark.parametrize("device_map", [None, "cpu"])
+    def test_dtype_and_device_map(
+        self, packed_folder: Path, dtype: Any, device_map: str | None
+    ) -> None:
+        model = load(packed_folder, dtype=dtype, device_map=device_map)
+        expected = torch.float32 if dtype == "auto" else dtype
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+        assert logits(model).isfinite().all()
+
+    def test_parameters_are_ordinary(self, packed_folder: Path) -> None:
+        model = load(packed_folder)
+        assert type(model.get_submodule(Q)) is torch.nn.Linear
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert not any("codes" in name for name in model.state_dict())
+        assert model.half().dtype == torch.float16  # transformers forbids this to quantized models
+
+    def test_saving_gives_a_plain_dense_checkpoint(
+        self, packed_folder: Path, tmp_path: Path
+    ) -> None:
+        model = load(packed_folder)
+        model.save_pretrained(tmp_path)
+        assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+        again = load(tmp_path)
+        assert torch.equal(logits(again), logits(model))
+
+    def test_load_model(self, packed_folder: Path) -> None:
+        assert isinstance(load_model(packed_folder), LlavaForConditionalGeneration)
+
+    def test_load_model_reports_missing_weights(self, packed: Path) -> None:
+        names = [name for name in read_all(packed) if "embed_tokens" in name]
+        edit_tensor(packed, names[0], lambda tensor: None)
+        edit_index(packed, names[0])
+        with pytest.raises(FormatError, match="embed_tokens"):
+            load_model(packed)
+
+
+def edit_index(folder: Path, *removed: str) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    for name in removed:
+        del index["weight_map"][name]
+    path.write_text(json.dumps(index))
+
+
+def edit_quantization(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"].update(values)
+    path.write_text(json.dumps(config))
+
+
+class TestDamage:
+    @pytest.mark.parametrize("suffix", ["codes", "header", "row_scale", "matrix_scale"])
+    def test_a_missing_tensor_is_named(self, packed: Path, suffix: str) -> None:
+        edit_tensor(packed, f"{Q}.{suffix}", lambda tensor: None)
+        edit_index(packed, f"{Q}.{suffix}")
+        with pytest.raises(FormatError, match=rf"{Q}\.{suffix} is missing"):
+            load(packed)
+
+    def test_a_tensor_missing_from_a_state_dict_is_named(self, packed_folder: Path) -> None:
+        """Without files to check beforehand, what transformers made up must still be noticed."""
+        state = read_all(packed_folder)
+        del state[f"{Q}.codes"]
+        config = AutoConfig.from_pretrained(packed_folder)
+        with pytest.raises(FormatError, match=rf"{Q}\.codes was not loaded"):
+            LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=state)
+
+    def test_inconsistent_size(self, packed: Path) -> None:
+        edit_tensor(packed, f"{Q}.codes", lambda tensor: tensor[:-1])
+        with pytest.raises(FormatError, match=rf"{Q}\.codes: expected U8"):
+            load(packed)
+
+    def test_inconsistent_type(self, packed: Path) -> None:
+        edit_tensor(packed, f"{Q}.row_scale", lambda tensor: tensor.float())
+        with pytest.raises(FormatError, match=rf"{Q}\.row_scale: expected F16"):
+            load(packed)
+
+    def test_header_that_contradicts_the_configuration(self, packed: Path) -> None:
+        other = "model.language_model.layers.0.self_attn.o_proj"
+        header = read_all(packed)[f"{other}.header"]
+        header[8] = 7  # the seed
+        edit_tensor(packed, f"{Q}.header", lambda tensor: header)
+        with pytest.raises(FormatError, match=rf"{Q}\.header"):
+            load(packed)
+
+    def test_non_finite_scale(self, packed: Path) -> None:
+        edit_tensor(packed, f"{Q}.row_scale", lambda tensor: tensor.fill_(float("inf")))
+        with pytest.raises(FormatError, match=rf"{Q}.*row_scale"):
+            load(packed)
+
+    def test_future_version(self, packed: Path) -> None:
+        edit_quantization(packed, format_version=2)
+        with pytest.raises(FormatError, match=r"format version 2.*upgrade"):
+            load(packed)
+
+    def test_future_version_of_one_matrix(self, packed: Path) -> None:
+        def newer(header: torch.Tensor) -> torch.Tensor:
+            header[0] = 2
+            return header
+
+        edit_tensor(packed, f"{Q}.header", newer)
+        with pytest.raises(FormatError, match=rf"{Q}.*version 2"):
+            load(packed)
+
+    @pytest.mark.parametrize("modules", [{}, None, [1], {Q: {"shape": [4]}}, {Q: 5}])
+    def test_damaged_description(self, packed: Path, modules: Any) -> None:
+        edit_quantization(packed, modules=modules)
+        with pytest.raises(FormatError):
+            load(packed)
+
+    def test_description_of_another_model(self, packed: Path) -> None:
+        modules = json.loads((packed / "config.json").read_text())["quantization_config"]["modules"]
+        new = Q.replace("layers.0", "layers.7")
+        modules[new] = modules.pop(Q)
+        edit_quantization(packed, modules=modules)
+        for file in packed.glob("*.safetensors"):
+            tensors = load_file(file)
+            renamed = {k.replace(f"{Q}.", f"{new}."): v for k, v in tensors.items()}
+            save_file(renamed, file, {"format": "pt"})
+        (packed / "model.safetensors.index.json").write_text(
+            (packed / "model.safetensors.index.json").read_text().replace(f"{Q}.", f"{new}.")
+        )
+        with pytest.raises(FormatError, match=r"layers\.7.*does not exist"):
+            load(packed)
+
+    def test_compressing_while_loading_is_refused(self, llava_folder: Path) -> None:
+        with pytest.raises(FormatError, match="compress_checkpoint"):
+            load(llava_folder, quantization_config=LlavaFaConfig())
+
+
+class TestRegistration:
+    def run(self, code: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    CHECK = (
+        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known;"
+        "assert 'llava_fa' in known"
+    )
+
+    def test_before_transformers(self) -> None:
+        """Importing us imports nothing; and the registry looks as if nothing had happened."""
+        self.run(
+            "import sys, llava_fa\n"
+            "assert 'transformers' not in sys.modules\n"
+            "import inspect, transformers.quantizers as q\n"
+            "assert 'register_quantizer' in inspect.getsource(q)\n"
+            "assert 'llava_fa' not in type(q.__spec__.loader).__module__\n" + self.CHECK
+        )
+
+    def test_after_transformers(self) -> None:
+        self.run(f"import transformers.quantizers; import llava_fa; {self.CHECK}")
