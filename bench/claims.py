@@ -90,7 +90,7 @@ class Laboratory:
         """Judge "the first way's KL is lower", paired over seeds and questions."""
         ours, other = self.divergences(first), self.divergences(second)
         difference = ours - other
-        low, high = self.judge.interval_of(difference)
+        low, high = self.judge.interval_for_any_seed(difference)
         made = verdicts.row(
             claim,
             "KL of the answers",

@@ -26,7 +26,7 @@ from bench.baselines import Baseline
 from examples.tiny_lmm.answering import answer_distributions
 from examples.tiny_lmm.architecture import WORD_ID
 from examples.tiny_lmm.benchmark import benchmark_questions, calibration_questions
-from examples.tiny_lmm.evaluate import compare, evaluate
+from examples.tiny_lmm.evaluate import evaluate
 from examples.tiny_lmm.statistics import clustered_mean
 from llava_fa import CompressionConfig, compress_matrix
 
@@ -50,25 +50,14 @@ def add_options(parser: argparse.ArgumentParser, questions: int) -> None:
 class Score:
     """What replaced weights did to the answers; the arrays have one entry per question."""
 
-    kl: float
-    kl_interval: Interval
-    agreement: float
-    accuracy: float
-    accuracy_interval: Interval
     divergences: npt.NDArray[np.float64]
     hits: npt.NDArray[np.float64]
+    agreement: float
 
-    def row(self) -> dict[str, float | str]:
-        """Return the figures as columns of a table."""
-        return {
-            "KL": self.kl,
-            "KL interval": f"{self.kl_interval[0]:.4g} to {self.kl_interval[1]:.4g}",
-            "agreement %": 100 * self.agreement,
-            "accuracy %": 100 * self.accuracy,
-            "accuracy interval": "{:.1f} to {:.1f}".format(
-                *(100 * bound for bound in self.accuracy_interval)
-            ),
-        }
+    @property
+    def kl(self) -> float:
+        """Mean KL divergence from the dense model's answers, in nats."""
+        return float(self.divergences.mean())
 
 
 class Judge:
@@ -117,36 +106,34 @@ class Judge:
     def _scored(self, weights: Mapping[str, Tensor]) -> Score:
         with self._replaced(weights):
             answers = self._ask()
-        comparison = compare(self.reference, answers, self.questions)
-        divergences = (np.exp(self.reference) * (self.reference - answers)).sum(axis=1)
-        accuracy = comparison.evaluation.accuracy
         return Score(
-            kl=comparison.kl,
-            kl_interval=comparison.kl_interval,
-            agreement=comparison.agreement.value,
-            accuracy=accuracy.value,
-            accuracy_interval=(accuracy.low, accuracy.high),
-            divergences=divergences,
+            divergences=(np.exp(self.reference) * (self.reference - answers)).sum(axis=1),
             hits=self._right(answers),
+            agreement=float((answers.argmax(axis=1) == self.reference.argmax(axis=1)).mean()),
         )
 
     def interval_of(self, values: npt.NDArray[np.float64]) -> Interval:
-        """95 % interval of the mean of values per question, or per (seed, question).
+        """95 % interval of the mean of values per (seed, question), for these seeds.
 
-        Whole images are drawn anew; with several seeds of the signs their scatter is added in
-        quadrature, by Student's t.
+        Whole images are drawn anew, because questions about one image are not independent.
         """
-        by_seed = np.atleast_2d(values)
-        mean, error, interval = clustered_mean(by_seed.mean(axis=0), self.images)
-        count = len(by_seed)
+        return clustered_mean(values.mean(axis=0), self.images)[2]
+
+    def interval_for_any_seed(self, values: npt.NDArray[np.float64]) -> Interval:
+        """95 % interval of the mean of values per (seed, question), for any seed of the signs.
+
+        The scatter of the seeds widens it, in quadrature and by Student's t.
+        """
+        count = len(values)
         if count == 1:
-            return interval
-        scatter = by_seed.mean(axis=1).std(ddof=1) / count**0.5
+            return self.interval_of(values)
+        mean, error, _ = clustered_mean(values.mean(axis=0), self.images)
+        scatter = values.mean(axis=1).std(ddof=1) / count**0.5
         half = float(np.hypot(1.96 * error, student_t.ppf(0.975, count - 1) * scatter))
         return mean - half, mean + half
 
     def accuracy_loss(self, hits: npt.NDArray[np.float64]) -> tuple[float, Interval]:
-        """Percentage points of accuracy lost, paired, and their 95 % interval."""
+        """Percentage points of accuracy lost, paired, and their 95 % interval, for these seeds."""
         lost = 100.0 * (self._right(self.reference) - hits)
         return float(lost.mean()), self.interval_of(lost)
 

@@ -1,0 +1,1 @@
+"""A tiny LLaVA-architecture model, the visual questions it answers, and its evaluation."""
