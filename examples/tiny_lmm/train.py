@@ -234,12 +234,12 @@ def main() -> None:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="length of the schedule on the clock")
     length.add_argument("--steps", type=int, help="length of the schedule in steps (reproducible)")
-    parser.add_argument("--batch", type=int, default=16, help="images per step, over all workers")
-    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--batch", type=int, default=12, help="images per step, over all workers")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--warmup", type=int, default=100, help="steps")
+    parser.add_argument("--warmup", type=int, default=30, help="steps")
     parser.add_argument(
-        "--align", type=float, default=0.12, help="share of the run without questions"
+        "--align", type=float, default=0.3, help="share of the run without questions"
     )
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--workers", type=int, default=2, help="processes")
