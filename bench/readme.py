@@ -40,10 +40,13 @@ def measured_section() -> str:
     """Codec distortion, speed and memory."""
     speed, codec, memory = _load("compress_speed"), _load("codec"), _load("peak_memory")
     first = speed["tables"]["Side by side"][0]
-    heading, rows = next(iter(codec["tables"].items()))
+    heading, distortions = next(iter(codec["tables"].items()))
+    columns = ("codec", "B", "bits per weight", "distortion", "table", "Shannon")
+    rows = [{c: row[c] for c in columns} for row in distortions if row["table"] is not None]
     worst = max(run["peak_bytes"] / run["bound_bytes"] for run in memory)
     return (
-        f"**{heading}**\n\n{markdown(rows)}\n\n"
+        f"**{heading}**: mean squared error of each codec at B bits per complex entry, the\n"
+        f"design's table and the Shannon limit.\n\n{markdown(rows)}\n\n"
         f"**Speed** ({speed['machine']['processor']}, {speed['machine']['cores']} cores): "
         f"{first['matrix']} at rank {first['rank']}, {first['bits']:g} bits, "
         f"{first['alternations']} alternations {first['library s']:.2f} s, "
