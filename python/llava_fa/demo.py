@@ -114,7 +114,8 @@ def run_demo(
         (
             path.name,
             text,
-            *(answer(model, processor, text, path, max_new_tokens=4) for model in models),
+            # Every answer of the example's questions is one word, one token.
+            *(answer(model, processor, text, path, max_new_tokens=1) for model in models),
         )
         for path, text in _image_questions(folder.parent / "images")
     )
