@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
-from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from bench.baselines import Baseline
@@ -119,18 +118,20 @@ class Judge:
         """
         return clustered_mean(values.mean(axis=0), self.images)[2]
 
-    def interval_for_any_seed(self, values: npt.NDArray[np.float64]) -> Interval:
-        """95 % interval of the mean of values per (seed, question), for any seed of the signs.
+    def log_ratio_error(
+        self, first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]
+    ) -> float:
+        """Standard error, over images, of the logarithm of the ratio of two means.
 
-        The scatter of the seeds widens it, in quadrature and by Student's t.
+        Both have one value per (seed, question) and are paired by question.
         """
-        count = len(values)
-        if count == 1:
-            return self.interval_of(values)
-        mean, error, _ = clustered_mean(values.mean(axis=0), self.images)
-        scatter = values.mean(axis=1).std(ddof=1) / count**0.5
-        half = float(np.hypot(1.96 * error, student_t.ppf(0.975, count - 1) * scatter))
-        return mean - half, mean + half
+        _, owner = np.unique(self.images, return_inverse=True)
+        sums = np.stack(
+            [np.bincount(owner, weights=values.mean(axis=0)) for values in (first, second)]
+        )
+        drawn = np.random.default_rng(0).integers(0, sums.shape[1], (1000, sums.shape[1]))
+        means = sums[:, drawn].mean(axis=2)
+        return float(np.std(np.log(means[0]) - np.log(means[1]), ddof=1))
 
     def accuracy_loss(self, hits: npt.NDArray[np.float64]) -> tuple[float, Interval]:
         """Percentage points of accuracy lost, paired, and their 95 % interval, for these seeds."""
