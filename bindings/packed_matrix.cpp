@@ -36,6 +36,7 @@ nb::dict spec_to_dict(const MatrixSpec& spec) {
   out["seed"] = spec.seed;
   out["channel_scale_in"] = spec.channel_scale_in;
   out["channel_scale_out"] = spec.channel_scale_out;
+  out["state_bits"] = spec.state_bits;
   return out;
 }
 
@@ -52,6 +53,7 @@ MatrixSpec spec_from_dict(const nb::dict& in) {
   spec.seed = nb::cast<std::uint64_t>(in["seed"]);
   spec.channel_scale_in = nb::cast<bool>(in["channel_scale_in"]);
   spec.channel_scale_out = nb::cast<bool>(in["channel_scale_out"]);
+  spec.state_bits = nb::cast<int>(in["state_bits"]);
   validate(spec);
   return spec;
 }
@@ -117,17 +119,18 @@ nb::object multiply(const PackedMatrix& matrix, AnyArray activations) {
 
 nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Index rank,
                    int factor_bits, const std::string& odc, bool signs, int max_alternations,
-                   std::uint64_t seed, std::optional<AnyArray> input_second_moment,
+                   std::uint64_t seed, int state_bits, bool feedback,
+                   std::optional<AnyArray> input_second_moment,
                    std::optional<AnyArray> output_second_moment) {
   const FloatArray dense_weight(std::move(weight), "weight", 2);
   const MomentArguments moments(std::move(input_second_moment), std::move(output_second_moment));
   CompressionResult result;
   {
     nb::gil_scoped_release release;
-    const JointOptions joint{codec_from_name(codec), code_bits, rank, factor_bits,
-                             max_alternations,       seed};
-    result =
-        compress_matrix(dense_weight.matrix(), {joint, odc_from_name(odc), signs}, moments.view());
+    const JointOptions joint{codec_from_name(codec), code_bits, rank,      factor_bits,
+                             max_alternations,       seed,      state_bits};
+    result = compress_matrix(dense_weight.matrix(), {joint, odc_from_name(odc), signs, feedback},
+                             moments.view());
   }
   return nb::make_tuple(std::move(result.matrix), std::move(result.objective));
 }
@@ -146,8 +149,9 @@ void bind_packed_matrix(nb::module_& m) {
   m.def("tensor_layout", &layout, nb::arg("spec"));
   m.def("compress_matrix", &compress, nb::arg("weight"), nb::kw_only(), nb::arg("codec"),
         nb::arg("code_bits"), nb::arg("rank"), nb::arg("factor_bits"), nb::arg("odc"),
-        nb::arg("signs"), nb::arg("max_alternations"), nb::arg("seed"),
-        nb::arg("input_second_moment") = nb::none(), nb::arg("output_second_moment") = nb::none());
+        nb::arg("signs"), nb::arg("max_alternations"), nb::arg("seed"), nb::arg("state_bits"),
+        nb::arg("feedback"), nb::arg("input_second_moment") = nb::none(),
+        nb::arg("output_second_moment") = nb::none());
   m.attr("FORMAT_VERSION") = kFormatVersion;
 }
 

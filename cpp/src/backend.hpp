@@ -10,10 +10,21 @@
 #include <span>
 
 #include "llava_fa/constellation.hpp"
+#include "llava_fa/feedback.hpp"
 #include "llava_fa/polar_codec.hpp"
+#include "llava_fa/trellis.hpp"
 #include "llava_fa/types.hpp"
 
 namespace llava_fa {
+
+// How encode_columns codes: exactly one of the two codes, and how errors count.
+struct ColumnCoding {
+  const Constellation* constellation = nullptr;
+  const Trellis* trellis = nullptr;
+  const FeedbackFilter* filter = nullptr;  // null: errors of columns are independent
+  const float* column_weight = nullptr;    // (cols) squared weights without a filter, or null
+  bool write_back = false;                 // replace the values by what the codes decode to
+};
 
 class Backend {
  public:
@@ -77,6 +88,28 @@ class Backend {
   virtual void decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
                            const Constellation& points, Index row_count, int threads, float* real,
                            float* imag) const = 0;
+
+  // --- trellis (cpu/trellis.cpp); semantics in llava_fa/trellis.hpp
+  virtual void decode_trellis_rows(const std::uint8_t* packed, const std::uint16_t* row_scale,
+                                   Index rows, Index cols, const Trellis& code, Index first_row,
+                                   Index row_count, int threads, float* real,
+                                   float* imag) const = 0;
+
+  // --- feedback (cpu/feedback.cpp, cpu/feedback_filter.cpp); llava_fa/feedback.hpp
+  // Factors Σ̃ / mean + damping · I from the kept rows (n/2 + 1, n) of F Σ Fᵀ with Parseval weights;
+  // `mean` is the mean diagonal. Returns false if that is not positive definite.
+  virtual bool factor_second_moment(const ComplexMatrix& half, double mean, double damping,
+                                    int threads, FeedbackFilter& filter) const = 0;
+  // rows (r, n) ← rows · R, and rows · R⁻¹.
+  virtual void apply_filter(const FeedbackFilter& filter, int threads,
+                            ComplexMatrix& rows) const = 0;
+  virtual void solve_filter(const FeedbackFilter& filter, int threads,
+                            ComplexMatrix& rows) const = 0;
+  // Codes all columns in turn, each with what the filter feeds back of the errors before it; refits
+  // row scales. Per row: its cost, and the cost of coding nothing.
+  virtual void encode_columns(ComplexMatrix& values, const ColumnCoding& coding, int threads,
+                              PolarCodes& codes, std::span<double> row_errors,
+                              std::span<double> row_energies) const = 0;
 
   // --- matmul (cpu/matmul.cpp)
   // Complex rows (rows, n) to the real Fourier basis of the input axis: panel (2 rows, n), first

@@ -82,6 +82,12 @@ std::vector<float> encode_multiplier(std::vector<float> signs, const std::vector
   return signs;
 }
 
+// What the activations are multiplied by before the transform: sign · decode scale.
+std::vector<float> signed_scales(std::vector<float> signs, const std::vector<float>& scales) {
+  for (std::size_t j = 0; j < scales.size(); ++j) signs[j] *= scales[j];
+  return signs;
+}
+
 std::vector<float> signs_or_ones(bool signs, std::uint64_t seed, int stream, Index count) {
   return signs ? random_signs(seed, stream, count) : std::vector<float>(count, 1.0f);
 }
@@ -96,6 +102,7 @@ MatrixSpec spec_of(const MatrixView& weight, const CompressionOptions& options) 
   spec.factor_bits = options.joint.factor_bits;
   spec.signs = options.signs;
   spec.seed = options.joint.seed;
+  spec.state_bits = options.joint.codec == Codec::trellis ? options.joint.state_bits : 0;
   return spec;
 }
 
@@ -121,10 +128,18 @@ CompressionResult compress_matrix(const MatrixView& weight, const CompressionOpt
       encode_multiplier(signs_or_ones(spec.signs, spec.seed, kOutputSignStream, spec.rows),
                         scales.out, divisor),
       encode_multiplier(input_signs, scales.in, 1.0));
-  const std::vector<float> column_weight =
-      options.odc == Odc::spectral ? spectral_column_weights(spec.cols, moments, input_signs)
-                                   : std::vector<float>{};
-  JointSolution solution = solve_joint(spectrum, options.joint, column_weight);
+  JointSolution solution;
+  if (options.feedback && !moments.input_full.empty()) {
+    const FeedbackFilter filter =
+        feedback_filter({moments.input_full.data(), spec.cols, spec.cols, spec.cols},
+                        signed_scales(input_signs, scales.in));
+    solution = solve_joint(spectrum, options.joint, {{}, &filter});
+  } else {
+    const std::vector<float> column_weight =
+        options.odc == Odc::spectral ? spectral_column_weights(spec.cols, moments, input_signs)
+                                     : std::vector<float>{};
+    solution = solve_joint(spectrum, options.joint, {column_weight, nullptr});
+  }
 
   PackedMatrixBuilder builder(spec);
   builder.put("matrix_scale", &matrix_scale, sizeof(matrix_scale));

@@ -23,7 +23,7 @@
 namespace llava_fa {
 namespace {
 
-constexpr std::array<std::string_view, 3> kCodecNames = {"uniform", "product", "ring"};
+constexpr std::array<std::string_view, 4> kCodecNames = {"uniform", "product", "ring", "trellis"};
 constexpr int kConvergedIterations = 400;
 constexpr int kTrialIterations = 12;
 
@@ -204,12 +204,15 @@ Codec codec_from_name(std::string_view name) {
     if (kCodecNames[i] == name) return static_cast<Codec>(i);
   }
   throw Error(ErrorCode::invalid_argument,
-              concat("codec is \"", name, "\", expected \"uniform\", \"product\" or \"ring\""));
+              concat("codec is \"", name,
+                     "\", expected \"uniform\", \"product\", \"ring\" or \"trellis\""));
 }
 
 const Constellation& constellation(Codec codec, int code_bits) {
   require_argument(code_bits >= kMinCodeBits && code_bits <= kMaxCodeBits, "code_bits is ",
                    code_bits, ", expected ", kMinCodeBits, " to ", kMaxCodeBits);
+  require_argument(codec != Codec::trellis,
+                   "the trellis has no constellation: its codes depend on ", "each other");
   static std::mutex mutex;
   static std::array<std::array<std::unique_ptr<Constellation>, kMaxCodeBits + 1>, 3> designed;
   const std::lock_guard lock(mutex);

@@ -1,8 +1,8 @@
 // Alternation between low rank and codes:
 //
-// 1. L ← truncated SVD of (Ã - Q) D, un-weighted, rounded to its stored form; Q = 0 at first, and
-//    later passes start warm from the previous right factor.
-// 2. Q ← codes of Ã - L, objective ||(Ã - L - Q) D||^2.
+// 1. L ← truncated SVD of (Ã - Q) R, un-weighted, rounded to its stored form; Q = 0 at first, and
+//    later passes start warm from the previous right factor. R is the root of the error's weight.
+// 2. Q ← codes of Ã - L, with feedback if R is triangular; objective ||(Ã - L - Q) R||^2.
 // 3. Repeat while the objective falls by 0.1 % or more; the best iterate is kept.
 // 4. One more step 1 for the best Q, kept only if it lowers the objective.
 #include "llava_fa/joint_solver.hpp"
@@ -13,10 +13,10 @@
 
 #include "backend.hpp"
 #include "checks.hpp"
+#include "code_book.hpp"
 #include "half_float.hpp"
 #include "llava_fa/low_rank.hpp"
 #include "llava_fa/runtime.hpp"
-#include "polar_codec_internal.hpp"
 
 namespace llava_fa {
 namespace {
@@ -58,38 +58,44 @@ ComplexMatrix scaled_rows(const ComplexMatrix& vectors, std::span<const float> v
   return out;
 }
 
+void scale_columns(ComplexMatrix& matrix, std::span<const float> factor) {
+  for (Index k = 0; k < 2 * matrix.rows(); ++k) {
+    float* row = matrix.real() + k * matrix.cols();
+    for (Index l = 0; l < matrix.cols(); ++l) row[l] *= factor[l];
+  }
+}
+
 class Alternation {
  public:
-  Alternation(const ComplexMatrix& spectrum, const JointOptions& options,
-              std::span<const float> column_weight)
+  Alternation(const ComplexMatrix& spectrum, const JointOptions& options, const JointWeight& weight)
       : spectrum_(spectrum),
         options_(options),
-        weight_(column_weight),
-        points_(constellation(options.codec, options.code_bits)),
+        weight_(weight),
+        book_{options.codec, options.code_bits, options.state_bits},
         work_(spectrum.clone()) {
-    for (const float d : weight_) squared_weight_.push_back(d * d);
-    energy_ = weighted_energy(spectrum_);
+    for (const float d : weight_.column) squared_weight_.push_back(d * d);
   }
 
   JointSolution solve() {
     JointSolution best;
     if (options_.rank == 0) {
-      best.objective.push_back(encode_work(best.codes));
+      EncodedEntries encoded = encode_work(/*write_back=*/false);
+      best.objective.push_back(encoded.energy > 0 ? encoded.error / encoded.energy : 0.0);
+      best.codes = std::move(encoded.codes);
       return best;
     }
+    energy_ = weighted_energy(spectrum_.clone());
     for (int i = 0; i < options_.max_alternations; ++i) {
-      if (i > 0)
-        residual_of_codes();
-      else
-        weigh_work();
+      if (i > 0) subtract_codes();
+      weigh_work();
       Factors factors = fit_factors();
       subtract_factors(spectrum_, factors);
-      PolarCodes codes;
-      const double objective = encode_work(codes);
+      EncodedEntries encoded = encode_work(/*write_back=*/true);
+      const double objective = relative(encoded.error);
       const double previous = i == 0 ? 0.0 : best.objective.back();
       if (i > 0 && !(objective < previous)) break;
       best.objective.push_back(objective);
-      keep(best, std::move(factors), std::move(codes));
+      keep(best, std::move(factors), std::move(encoded.codes));
       if (i > 0 && previous - objective < kLeastImprovement * previous) break;
     }
     refit(best);
@@ -97,31 +103,29 @@ class Alternation {
   }
 
  private:
-  const float* squared_weight() const {
-    return squared_weight_.empty() ? nullptr : squared_weight_.data();
-  }
+  double relative(double error) const { return energy_ > 0 ? error / energy_ : 0.0; }
 
-  double weighted_energy(const ComplexMatrix& matrix) const {
+  // What an error matrix costs; consumes it.
+  double weighted_energy(ComplexMatrix&& matrix) const {
     std::vector<double> rows(matrix.rows());
-    cpu_backend().row_energies(matrix, squared_weight(), num_threads(), rows);
+    if (weight_.filter != nullptr) {
+      cpu_backend().apply_filter(*weight_.filter, num_threads(), matrix);
+    }
+    cpu_backend().row_energies(matrix, squared_weight_.empty() ? nullptr : squared_weight_.data(),
+                               num_threads(), rows);
     return std::accumulate(rows.begin(), rows.end(), 0.0);
   }
 
-  double relative(double error) const { return energy_ > 0 ? error / energy_ : 0.0; }
+  // work = Ã - Q from work = Q.
+  void subtract_codes() { cpu_backend().subtract_from(spectrum_, nullptr, num_threads(), work_); }
 
-  // work = Ã D for the first pass.
+  // work = work · diag(d), or work · R.
   void weigh_work() {
-    if (weight_.empty()) return;
-    for (Index k = 0; k < 2 * work_.rows(); ++k) {
-      float* row = work_.real() + k * work_.cols();
-      for (Index l = 0; l < work_.cols(); ++l) row[l] *= weight_[l];
+    if (weight_.filter != nullptr) {
+      cpu_backend().apply_filter(*weight_.filter, num_threads(), work_);
+    } else if (!weight_.column.empty()) {
+      scale_columns(work_, weight_.column);
     }
-  }
-
-  // work = (Ã - Q) D from work = Q.
-  void residual_of_codes() {
-    cpu_backend().subtract_from(spectrum_, weight_.empty() ? nullptr : weight_.data(),
-                                num_threads(), work_);
   }
 
   // Truncated SVD of work, in stored form.
@@ -135,8 +139,11 @@ class Alternation {
     Factors factors;
     factors.left = store_factor(scaled_transpose(result.left_vectors, result.singular_values),
                                 options_.factor_bits);
-    factors.right = store_factor(scaled_rows(result.right_vectors, result.singular_values, weight_),
-                                 options_.factor_bits);
+    ComplexMatrix right = scaled_rows(result.right_vectors, result.singular_values, weight_.column);
+    if (weight_.filter != nullptr) {
+      cpu_backend().solve_filter(*weight_.filter, num_threads(), right);
+    }
+    factors.right = store_factor(std::move(right), options_.factor_bits);
     warm_start_ = std::move(result.right_vectors);
     return factors;
   }
@@ -147,12 +154,9 @@ class Alternation {
                                     num_threads(), work_);
   }
 
-  // Codes of work; work becomes the decoded Q. Returns the relative objective.
-  double encode_work(PolarCodes& codes) {
-    std::vector<double> rows(work_.rows());
-    codes = polar_encode_with_errors(work_, points_, /*write_back=*/options_.rank > 0,
-                                     squared_weight_, rows);
-    return relative(std::accumulate(rows.begin(), rows.end(), 0.0));
+  // Codes of work; work becomes the decoded Q if write_back.
+  EncodedEntries encode_work(bool write_back) {
+    return encode_entries(work_, book_, {squared_weight_, weight_.filter}, write_back);
   }
 
   static void keep(JointSolution& best, Factors&& factors, PolarCodes&& codes) {
@@ -162,26 +166,33 @@ class Alternation {
   }
 
   void refit(JointSolution& best) {
-    work_ = polar_decode(best.codes, points_);
-    residual_of_codes();
+    decode_work(best.codes);
+    subtract_codes();
+    weigh_work();
     Factors factors = fit_factors();
-    work_ = polar_decode(best.codes, points_);
-    cpu_backend().subtract_from(spectrum_, nullptr, num_threads(), work_);
+    decode_work(best.codes);
+    subtract_codes();
     subtract_factors(work_, factors);
-    const double objective = relative(weighted_energy(work_));
+    const double objective = relative(weighted_energy(std::move(work_)));
     if (!(objective < best.objective.back())) return;
     best.objective.push_back(objective);
     best.left = std::move(factors.left);
     best.right = std::move(factors.right);
   }
 
+  // work = Q.
+  void decode_work(const PolarCodes& codes) {
+    decode_entries(codes.packed.data(), codes.row_scale.data(), codes.rows, codes.cols, book_, 0,
+                   codes.rows, work_.real(), work_.imag());
+  }
+
   const ComplexMatrix& spectrum_;
   const JointOptions& options_;
-  std::span<const float> weight_;
+  const JointWeight& weight_;
   std::vector<float> squared_weight_;
-  const Constellation& points_;
+  CodeBook book_;
   double energy_ = 0;
-  ComplexMatrix work_;  // in turn: (Ã - Q) D, then Ã - L, then Q
+  ComplexMatrix work_;  // in turn: (Ã - Q) R, then Ã - L, then Q
   ComplexMatrix warm_start_;
 };
 
@@ -208,7 +219,7 @@ StoredFactor store_factor(ComplexMatrix&& factor, int factor_bits) {
 }
 
 JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,
-                          std::span<const float> column_weight) {
+                          const JointWeight& weight) {
   const Index largest = std::min(spectrum.rows(), spectrum.cols());
   require_argument(options.rank >= 0 && options.rank <= largest, "rank is ", options.rank,
                    ", expected 0 to ", largest, " for a half spectrum of shape (", spectrum.rows(),
@@ -218,10 +229,15 @@ JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& opt
                    "factor_bits is ", options.factor_bits, ", expected 1 to 10, or 16");
   require_argument(options.max_alternations >= 1, "max_alternations is ", options.max_alternations,
                    ", expected 1 or more");
+  require_argument(weight.column.empty() || weight.filter == nullptr,
+                   "expected column weights or a feedback filter, got both");
   require_argument(
-      column_weight.empty() || static_cast<Index>(column_weight.size()) == spectrum.cols(),
-      "column_weight has length ", column_weight.size(), ", expected ", spectrum.cols());
-  return Alternation(spectrum, options, column_weight).solve();
+      weight.column.empty() || static_cast<Index>(weight.column.size()) == spectrum.cols(),
+      "column_weight has length ", weight.column.size(), ", expected ", spectrum.cols());
+  require_argument(weight.filter == nullptr || weight.filter->size == spectrum.cols(),
+                   "the feedback filter has size ", weight.filter ? weight.filter->size : 0,
+                   ", expected ", spectrum.cols());
+  return Alternation(spectrum, options, weight).solve();
 }
 
 }  // namespace llava_fa

@@ -49,14 +49,12 @@ FloatBuffer multiply_folded(const float* real, const float* imag, Index rows, In
 
 void multiply_codes(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexMatrix& y) {
   const MatrixSpec& spec = matrix.spec();
-  const Constellation& points = constellation(spec.codec, spec.code_bits);
   const Index batch = y.cols();
   FloatBuffer planes(2 * std::min(kPanelRows, y.rows()) * spec.cols);
   for (Index first = 0; first < y.rows(); first += kPanelRows) {
     const Index count = std::min(kPanelRows, y.rows() - first);
     float* imag = planes.data() + count * spec.cols;
-    polar_decode_rows(matrix.codes().data(), matrix.row_scale().data(), spec.cols, points, first,
-                      count, planes.data(), imag);
+    matrix.decode_rows(first, count, planes.data(), imag);
     const FloatBuffer part = multiply_folded(planes.data(), imag, count, spec.cols, basis, batch);
     std::copy_n(part.data(), count * batch, y.real() + first * batch);
     std::copy_n(part.data() + count * batch, count * batch, y.imag() + first * batch);

@@ -10,6 +10,7 @@
 
 #include "backend.hpp"
 #include "checks.hpp"
+#include "code_book.hpp"
 #include "half_float.hpp"
 #include "llava_fa/runtime.hpp"
 #include "llava_fa/spectrum.hpp"
@@ -56,11 +57,17 @@ void validate(const MatrixSpec& spec) {
   require_argument(
       spec.rows >= 1 && spec.rows <= kMaxChannels && spec.cols >= 1 && spec.cols <= kMaxChannels,
       "shape is (", spec.rows, ", ", spec.cols, "), expected 1 to ", kMaxChannels);
-  require_argument(
-      spec.codec == Codec::uniform || spec.codec == Codec::product || spec.codec == Codec::ring,
-      "codec id is ", static_cast<int>(spec.codec), ", expected 0, 1 or 2");
-  require_argument(spec.code_bits >= kMinCodeBits && spec.code_bits <= kMaxCodeBits,
-                   "code_bits is ", spec.code_bits, ", expected 1 to 10");
+  require_argument(spec.codec >= Codec::uniform && spec.codec <= Codec::trellis, "codec id is ",
+                   static_cast<int>(spec.codec), ", expected 0 to 3");
+  const bool trellis_coded = spec.codec == Codec::trellis;
+  const int most_bits = trellis_coded ? kMaxTrellisCodeBits : kMaxCodeBits;
+  require_argument(spec.code_bits >= kMinCodeBits && spec.code_bits <= most_bits, "code_bits is ",
+                   spec.code_bits, ", expected 1 to ", most_bits, " for ", codec_name(spec.codec));
+  require_argument(trellis_coded
+                       ? spec.state_bits >= kMinStateBits && spec.state_bits <= kMaxStateBits
+                       : spec.state_bits == 0,
+                   "state_bits is ", spec.state_bits, ", expected ", kMinStateBits, " to ",
+                   kMaxStateBits, " for trellis and 0 for other codecs");
   const Index largest = std::min(half_rows(spec.rows), spec.cols);
   require_argument(spec.rank >= 0 && spec.rank <= largest, "rank is ", spec.rank,
                    ", expected 0 to ", largest, " for a weight of shape (", spec.rows, ", ",
@@ -82,7 +89,7 @@ Header encode_header(const MatrixSpec& spec) {
           spec.factor_bits,
           flags,
           static_cast<std::int64_t>(spec.seed),
-          0};
+          spec.state_bits};
 }
 
 MatrixSpec decode_header(std::span<const std::int64_t> header) {
@@ -91,10 +98,9 @@ MatrixSpec decode_header(std::span<const std::int64_t> header) {
   require_format(header[0] == kFormatVersion, "header has format version ", header[0],
                  ", this library reads version ", kFormatVersion,
                  (header[0] > kFormatVersion ? ": install a newer llava-fa" : ""));
-  require_format((header[7] & ~kAllFlags) == 0 && header[9] == 0,
-                 "header has unknown flags or a non-zero reserved field");
+  require_format((header[7] & ~kAllFlags) == 0, "header has unknown flags ", header[7]);
   constexpr std::int64_t kSmall = std::numeric_limits<int>::max();
-  for (int field : {3, 4, 6}) {
+  for (int field : {3, 4, 6, 9}) {
     require_format(header[field] >= 0 && header[field] <= kSmall, "header field ", field, " is ",
                    header[field]);
   }
@@ -109,6 +115,7 @@ MatrixSpec decode_header(std::span<const std::int64_t> header) {
   spec.channel_scale_in = (header[7] & kScaleIn) != 0;
   spec.channel_scale_out = (header[7] & kScaleOut) != 0;
   spec.seed = static_cast<std::uint64_t>(header[8]);
+  spec.state_bits = static_cast<int>(header[9]);
   try {
     validate(spec);
   } catch (const Error& error) {
@@ -298,11 +305,15 @@ ComplexMatrix PackedMatrix::low_rank_right() const {
   return decode_factor(*this, "low_rank_right", spec_.cols);
 }
 
+void PackedMatrix::decode_rows(Index first_row, Index row_count, float* real, float* imag) const {
+  const CodeBook book{spec_.codec, spec_.code_bits, spec_.state_bits};
+  decode_entries(codes().data(), row_scale().data(), half_rows(spec_.rows), spec_.cols, book,
+                 first_row, row_count, real, imag);
+}
+
 void PackedMatrix::decode(float* weight_out) const {
   ComplexMatrix spectrum(half_rows(spec_.rows), spec_.cols);
-  polar_decode_rows(codes().data(), row_scale().data(), spec_.cols,
-                    constellation(spec_.codec, spec_.code_bits), 0, spectrum.rows(),
-                    spectrum.real(), spectrum.imag());
+  decode_rows(0, spectrum.rows(), spectrum.real(), spectrum.imag());
   if (spec_.rank > 0) {
     ComplexMatrix minus_right = low_rank_right();
     for (Index i = 0; i < 2 * minus_right.count(); ++i) minus_right.real()[i] *= -1.0f;

@@ -18,23 +18,36 @@ PolarCodes polar_encode(ComplexMatrix& values, const Constellation& points, bool
   return polar_encode_with_errors(values, points, write_back, column_weight, row_errors);
 }
 
-PolarCodes polar_encode_with_errors(ComplexMatrix& values, const Constellation& points,
-                                    bool write_back, std::span<const float> column_weight,
-                                    std::span<double> row_errors) {
+void require_encodable(const ComplexMatrix& values, std::span<const float> column_weight) {
   require_argument(values.rows() >= 1 && values.cols() >= 1, "values have shape (", values.rows(),
                    ", ", values.cols(), "), expected at least (1, 1)");
   require_argument(
       column_weight.empty() || static_cast<Index>(column_weight.size()) == values.cols(),
       "column_weight has length ", column_weight.size(), ", expected ", values.cols());
-  PolarCodes codes{values.rows(), values.cols(), points.code_bits, {}, {}};
-  codes.packed.resize(values.rows() * packed_row_bytes(values.cols(), points.code_bits));
+}
+
+PolarCodes empty_codes(const ComplexMatrix& values, int code_bits) {
+  PolarCodes codes{values.rows(), values.cols(), code_bits, {}, {}};
+  codes.packed.resize(values.rows() * packed_row_bytes(values.cols(), code_bits));
   codes.row_scale.resize(values.rows());
-  cpu_backend().encode_rows(values, points, column_weight.empty() ? nullptr : column_weight.data(),
-                            write_back, num_threads(), codes, row_errors);
+  return codes;
+}
+
+void require_finite_scales(const PolarCodes& codes) {
   const auto bad = std::find_if_not(codes.row_scale.begin(), codes.row_scale.end(), half_is_finite);
   require_argument(bad == codes.row_scale.end(), "the scale of row ", bad - codes.row_scale.begin(),
                    " exceeds the float16 range (", kLargestHalf,
                    "): divide the values by their root mean square first");
+}
+
+PolarCodes polar_encode_with_errors(ComplexMatrix& values, const Constellation& points,
+                                    bool write_back, std::span<const float> column_weight,
+                                    std::span<double> row_errors) {
+  require_encodable(values, column_weight);
+  PolarCodes codes = empty_codes(values, points.code_bits);
+  cpu_backend().encode_rows(values, points, column_weight.empty() ? nullptr : column_weight.data(),
+                            write_back, num_threads(), codes, row_errors);
+  require_finite_scales(codes);
   return codes;
 }
 

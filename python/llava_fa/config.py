@@ -8,9 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-CODECS = ("ring", "product", "uniform")
+CODECS = ("ring", "product", "uniform", "trellis")
+CALIBRATION_KINDS = ("hessian", "diagonal")
 ODC_KINDS = ("spatial", "spectral", "none")
 FACTOR_BITS_FLOAT16 = 16
+MAX_TRELLIS_BITS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +25,9 @@ class CompressionConfig:
         Code bits per weight, 1 to 5 in steps of one half. A complex entry of the half spectrum
         stands for two weights, so it gets ``2 * bits`` bits.
     codec
-        ``"ring"`` (unrestricted polar constellation, the most accurate), ``"product"`` (Lloyd-Max
-        magnitude times uniform phase) or ``"uniform"`` (the paper's PolarQuant).
+        ``"trellis"`` (codes of a column depend on each other; the most accurate, up to 4 bits),
+        ``"ring"`` (unrestricted polar constellation, the best without memory), ``"product"``
+        (Lloyd-Max magnitude times uniform phase) or ``"uniform"`` (the paper's PolarQuant).
     rank
         Complex rank of the low-rank part; 0 for none.
     factor_bits
@@ -39,6 +42,12 @@ class CompressionConfig:
         Upper bound on alternations between low rank and codes (1 is the sequential method).
     seed
         Seed of the signs and of the randomized decomposition, 0 to 2**63 - 1.
+    calibration
+        What to do with the full second moment of a layer's input where it is known: ``"hessian"``
+        (error feedback) or ``"diagonal"`` (only ODC's use of its diagonal).
+    state_bits
+        Bits of a trellis state, 8 to 16: every further one costs twice the time of encoding and
+        comes closer to the Shannon bound.
 
     Raises
     ------
@@ -63,12 +72,18 @@ class CompressionConfig:
     signs: bool = True
     max_alternations: int = 10
     seed: int = 0
+    calibration: str = "hessian"
+    state_bits: int = 12
 
     def __post_init__(self) -> None:
         """Validate every field."""
         object.__setattr__(self, "bits", _checked_bits(self.bits))
         _check_choice("codec", self.codec, CODECS)
+        if self.codec == "trellis" and self.bits > MAX_TRELLIS_BITS:
+            raise ValueError(f"bits is {self.bits}, expected at most 4 for the trellis")
         _check_choice("odc", self.odc, ODC_KINDS)
+        _check_choice("calibration", self.calibration, CALIBRATION_KINDS)
+        _check_integer("state_bits", self.state_bits, 8, 16)
         _check_integer("rank", self.rank, 0, 2**28)
         _check_integer("max_alternations", self.max_alternations, 1, 1000)
         _check_integer("seed", self.seed, 0, 2**63 - 1)

@@ -43,6 +43,8 @@ class MatrixSpec:
         Whether random signs were applied, and their seed.
     channel_scale_in, channel_scale_out
         Whether input (n) and output (m) channel scales are stored.
+    state_bits
+        Bits of a trellis state, 8 to 16; 0 for other codecs.
     """
 
     shape: tuple[int, int]
@@ -54,6 +56,7 @@ class MatrixSpec:
     seed: int
     channel_scale_in: bool
     channel_scale_out: bool
+    state_bits: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -243,6 +246,8 @@ def compress_matrix(
         signs=config.signs,
         max_alternations=config.max_alternations,
         seed=config.seed,
+        state_bits=config.state_bits,
+        feedback=config.calibration == "hessian",
         input_second_moment=_optional(input_second_moment),
         output_second_moment=_optional(output_second_moment),
     )

@@ -92,7 +92,7 @@ TEST_CASE("weights lower the weighted objective") {
   options.code_bits = 3;
   options.rank = 3;
   const JointSolution plain = solve_joint(spectrum, options);
-  const JointSolution weighted = solve_joint(spectrum, options, weight);
+  const JointSolution weighted = solve_joint(spectrum, options, {weight, nullptr});
   CHECK(objective_of(spectrum, weighted, options, weight) <
         objective_of(spectrum, plain, options, weight));
   CHECK(weighted.objective.back() ==

@@ -12,7 +12,8 @@ namespace llava_fa {
 // uniform: the paper's PolarQuant, uniform magnitude over [0, row maximum] times uniform phase.
 // product: Lloyd-Max magnitude for a Rayleigh law times uniform phase.
 // ring:    unrestricted polar quantization (Wilson 1980): every ring has its own number of phases.
-enum class Codec { uniform = 0, product = 1, ring = 2 };
+// trellis: codes along a column depend on each other (trellis.hpp); it has no constellation.
+enum class Codec { uniform = 0, product = 1, ring = 2, trellis = 3 };
 
 std::string_view codec_name(Codec codec);
 Codec codec_from_name(std::string_view name);  // Error(invalid_argument) on unknown names

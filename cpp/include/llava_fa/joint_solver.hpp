@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "llava_fa/constellation.hpp"
+#include "llava_fa/feedback.hpp"
 #include "llava_fa/polar_codec.hpp"
 #include "llava_fa/types.hpp"
 
@@ -20,6 +21,13 @@ struct JointOptions {
   int factor_bits = 8;  // 1 .. 10 polar code bits per complex entry of a factor, or 16
   int max_alternations = 10;
   std::uint64_t seed = 0;
+  int state_bits = kDefaultStateBits;  // `trellis` only
+};
+
+// The root R of what errors cost; at most one of the two.
+struct JointWeight {
+  std::span<const float> column;           // (cols) positive root weights d, R = diag(d); or empty
+  const FeedbackFilter* filter = nullptr;  // triangular R: codes are found with error feedback
 };
 
 // One low-rank factor as stored, component by component: row c belongs to singular component c.
@@ -40,16 +48,15 @@ struct JointSolution {
   std::vector<double> objective;
 };
 
-// Minimizes ||(Ã - Q - L1 L2) diag(d)||_F over codes Q and complex rank r: alternates (a) truncated
-// SVD of (Ã - Q) diag(d), un-weighted and stored, and (b) codes of Ã - L1 L2. The objective always
-// uses the values that the stored bits decode to, so Q also absorbs the factors' rounding. Stops
-// when it rises or improves by less than 0.1 %, keeps the best iterate, and finishes with a refit
-// of L1 L2 that is kept only if it lowers the objective.
+// Minimizes ||(Ã - Q - L1 L2) R||_F over codes Q and complex rank r: alternates (a) truncated SVD
+// of (Ã - Q) R, un-weighted and stored, and (b) codes of Ã - L1 L2. The objective always uses the
+// values that the stored bits decode to, so Q also absorbs the factors' rounding. Stops when it
+// rises or improves by less than 0.1 %, keeps the best iterate, and finishes with a refit of L1 L2
+// that is kept only if it lowers the objective.
 //
-// spectrum      (rows, cols) complex, entries of order one (normalize first)
-// column_weight (cols) positive root weights d, or empty for all ones
+// spectrum (rows, cols) complex, entries of order one (normalize first)
 // Throws Error(invalid_argument) if an option is out of range.
 JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,
-                          std::span<const float> column_weight = {});
+                          const JointWeight& weight = {});
 
 }  // namespace llava_fa

@@ -33,6 +33,7 @@ struct MatrixSpec {
   std::uint64_t seed = 0;
   bool channel_scale_in = false;
   bool channel_scale_out = false;
+  int state_bits = 0;  // `trellis`: 8 to 16; 0 for the other codecs
 
   bool operator==(const MatrixSpec&) const = default;
 };
@@ -83,6 +84,8 @@ class PackedMatrix {
   float matrix_scale() const;
   std::span<const std::uint16_t> row_scale() const;
   std::span<const std::uint8_t> codes() const;
+  // Decoded codes of rows [first_row, first_row + row_count), planes of (row_count, cols).
+  void decode_rows(Index first_row, Index row_count, float* real, float* imag) const;
   // Multipliers of the decoded matrix including signs: (n) and (m).
   std::vector<float> input_multiplier() const;
   std::vector<float> output_multiplier() const;
@@ -106,6 +109,7 @@ struct CompressionOptions {
   JointOptions joint;
   Odc odc = Odc::spatial;
   bool signs = true;
+  bool feedback = true;  // with a full input second moment, code under error feedback
 };
 
 struct CompressionResult {

@@ -44,6 +44,18 @@ class CpuBackend final : public Backend {
                    const Constellation& points, Index row_count, int threads, float* real,
                    float* imag) const override;
 
+  void decode_trellis_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
+                           Index cols, const Trellis& code, Index first_row, Index row_count,
+                           int threads, float* real, float* imag) const override;
+
+  bool factor_second_moment(const ComplexMatrix& half, double mean, double damping, int threads,
+                            FeedbackFilter& filter) const override;
+  void apply_filter(const FeedbackFilter& filter, int threads, ComplexMatrix& rows) const override;
+  void solve_filter(const FeedbackFilter& filter, int threads, ComplexMatrix& rows) const override;
+  void encode_columns(ComplexMatrix& values, const ColumnCoding& coding, int threads,
+                      PolarCodes& codes, std::span<double> row_errors,
+                      std::span<double> row_energies) const override;
+
   void fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
                  float* panel) const override;
 };

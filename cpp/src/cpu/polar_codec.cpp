@@ -15,6 +15,7 @@
 #include "../half_float.hpp"
 #include "backend.hpp"
 #include "parallel.hpp"
+#include "polar_codec.hpp"
 
 namespace llava_fa::cpu {
 namespace {
@@ -137,6 +138,13 @@ double finish_row(float* real, float* imag, const std::uint16_t* codes, Index co
 
 }  // namespace
 
+void encode_run(const float* real, const float* imag, Index count, float inverse_scale,
+                const Constellation& points, std::uint16_t* codes) {
+  for (Index l = 0; l < count; l += kStrip) {
+    encode_strip(real + l, imag + l, std::min(kStrip, count - l), inverse_scale, points, codes + l);
+  }
+}
+
 void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
                              const float* column_weight, bool write_back, int threads,
                              PolarCodes& codes, std::span<double> row_errors) const {
@@ -146,10 +154,7 @@ void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
     float* imag = values.imag() + k * cols;
     const float scale = initial_scale(real, imag, cols, points.codec);
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    for (Index l = 0; l < cols; l += kStrip) {
-      encode_strip(real + l, imag + l, std::min(kStrip, cols - l), inverse, points,
-                   row_codes.data() + l);
-    }
+    encode_run(real, imag, cols, inverse, points, row_codes.data());
     codes.row_scale[k] =
         float_to_half(refit_scale(real, imag, row_codes.data(), cols, points, column_weight));
     row_errors[k] =

@@ -1,0 +1,63 @@
+// Trellis code: entries of one column, coded jointly down the rows (design section 3; bit-shift
+// trellis after QTIP, arXiv 2406.11235).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "llava_fa/polar_codec.hpp"
+#include "llava_fa/types.hpp"
+
+namespace llava_fa {
+
+inline constexpr int kMinStateBits = 8;
+inline constexpr int kMaxStateBits = 16;
+inline constexpr int kMaxTrellisCodeBits = 8;
+inline constexpr int kDefaultStateBits = 12;
+
+// 2^state_bits complex points, one per state. The state of an entry is the last `state_bits` bits
+// of its column's codes, newest in the low bits; every entry adds `code_bits` of them. A point is
+// polar: half of the hashed state picks a Rayleigh quantile, the other half a phase.
+struct Trellis {
+  int code_bits = 0;
+  int state_bits = 0;
+  std::vector<float> point_real;    // 2^state_bits, relative to the row's root mean square
+  std::vector<float> point_imag;    // 2^state_bits
+  std::vector<float> point_energy;  // |point|^2
+};
+
+// Designed once per (code_bits, state_bits) and cached; thread-safe.
+// Throws Error(invalid_argument) unless 1 <= code_bits <= 8 and code_bits <= state_bits <= 16.
+// Matrices ask for 8 bits or more (kMinStateBits) and get fewer only in a short segment.
+const Trellis& trellis(int code_bits, int state_bits);
+
+// The rows of a matrix are cut into segments that are coded on their own, so that threads share a
+// column. Within a segment the code is circular: the rows before the first are the last ones, which
+// spares storing an initial state.
+inline constexpr Index kSegmentRows = 256;
+constexpr Index segment_count(Index rows) { return rows < kSegmentRows ? 1 : rows / kSegmentRows; }
+// First row of segment s; segment_count(rows) gives `rows`.
+constexpr Index segment_begin(Index rows, Index s) { return s * rows / segment_count(rows); }
+
+// State bits that a matrix of `rows` rows uses: a state cannot hold more than its whole segment.
+constexpr int effective_state_bits(Index rows, int code_bits, int state_bits) {
+  return rows >= state_bits ? state_bits : std::min(state_bits, static_cast<int>(rows) * code_bits);
+}
+
+// Viterbi encoding of every column under the squared error, then row scales refitted by least
+// squares. Arguments, result and errors as in polar_encode; `state_bits` is reduced by
+// effective_state_bits.
+PolarCodes trellis_encode(ComplexMatrix& values, int code_bits, int state_bits, bool write_back,
+                          std::span<const float> column_weight = {});
+
+// Decodes rows [first_row, first_row + row_count) of `codes` into planes of (row_count, cols).
+// Reads only these rows and ceil(state_bits / code_bits) - 1 rows before each.
+void trellis_decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
+                         Index cols, int code_bits, int state_bits, Index first_row,
+                         Index row_count, float* real, float* imag);
+
+ComplexMatrix trellis_decode(const PolarCodes& codes, int state_bits);
+
+}  // namespace llava_fa

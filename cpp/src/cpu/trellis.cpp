@@ -1,0 +1,215 @@
+// CPU trellis code.
+//
+// Search of one column (ViterbiSearch): the states with the same upper bits share predecessors, so
+// a step is
+// 1. per group u, the least cost of the states (p, u) over the oldest bits p, which is remembered;
+// 2. per state (u, code), that cost plus the weighted distance of its point, without |target|^2.
+// 3. The circle closes in the state that a search over the rows around the seam finds there; the
+//    full search then starts and ends in it.
+//
+// Decoding goes down the rows: state = (state << code_bits | code) for all columns at once.
+#include "trellis.hpp"
+
+#include <algorithm>
+
+#include "../bit_packing.hpp"
+#include "../half_float.hpp"
+#include "backend.hpp"
+#include "lanes.hpp"
+#include "parallel.hpp"
+
+namespace llava_fa::cpu {
+namespace {
+
+constexpr Index kSeamRows = 32;     // rows on each side of the seam that settle its state
+constexpr Index kRowsPerItem = 32;  // of the decoder
+constexpr float kForbidden = 1e30f;
+
+typedef std::int32_t LaneInt __attribute__((vector_size(kLanes * 4), aligned(kLanes * 4)));
+
+}  // namespace
+
+ViterbiSearch::ViterbiSearch(const Trellis& code, Index most_rows)
+    : code_(code),
+      states_(Index{1} << code.state_bits),
+      groups_(Index{1} << (code.state_bits - code.code_bits)),
+      branches_(Index{1} << code.code_bits),
+      cost_(states_),
+      best_(groups_),
+      survivors_(static_cast<std::size_t>(std::max(most_rows, 2 * kSeamRows) * groups_)) {}
+
+void ViterbiSearch::start(std::int64_t state) {
+  std::fill_n(cost_.data(), states_, state < 0 ? 0.0f : kForbidden);
+  if (state >= 0) cost_.data()[state] = 0.0f;
+}
+
+void ViterbiSearch::keep_best_predecessors(std::uint8_t* survivors) {
+  const float* cost = cost_.data();
+  Index u = 0;
+  for (; u + kLanes <= groups_; u += kLanes) {
+    Lane best = load_lane(cost + u);
+    LaneInt chosen = {};
+    for (Index p = 1; p < branches_; ++p) {
+      const Lane other = load_lane(cost + p * groups_ + u);
+      const LaneInt better = other < best;
+      best = better ? other : best;
+      chosen = better ? LaneInt{} + static_cast<std::int32_t>(p) : chosen;
+    }
+    store_lane(best_.data() + u, best);
+    for (Index i = 0; i < kLanes; ++i) survivors[u + i] = static_cast<std::uint8_t>(chosen[i]);
+  }
+  for (; u < groups_; ++u) {
+    Index chosen = 0;
+    for (Index p = 1; p < branches_; ++p) {
+      if (cost[p * groups_ + u] < cost[chosen * groups_ + u]) chosen = p;
+    }
+    best_.data()[u] = cost[chosen * groups_ + u];
+    survivors[u] = static_cast<std::uint8_t>(chosen);
+  }
+}
+
+void ViterbiSearch::add_distances(float weight, float real, float imag) {
+  const float a = -2.0f * weight * real, b = -2.0f * weight * imag;
+  const float *x = code_.point_real.data(), *y = code_.point_imag.data();
+  const float *energy = code_.point_energy.data(), *best = best_.data();
+  float* cost = cost_.data();
+  if (branches_ < kLanes) {
+    for (Index u = 0; u < groups_; ++u) {
+      std::fill_n(cost + u * branches_, branches_, best[u]);
+    }
+    for (Index s = 0; s < states_; ++s) cost[s] += weight * energy[s] + a * x[s] + b * y[s];
+    return;
+  }
+  for (Index u = 0; u < groups_; ++u) {
+    const Index first = u * branches_;
+    for (Index s = first; s < first + branches_; ++s) {
+      cost[s] = best[u] + weight * energy[s] + a * x[s] + b * y[s];
+    }
+  }
+}
+
+void ViterbiSearch::step(const Target& target, Index row, std::uint8_t* survivors) {
+  keep_best_predecessors(survivors);
+  add_distances(target.weight[row], target.real[row], target.imag[row]);
+}
+
+std::uint32_t ViterbiSearch::previous(std::uint32_t state, const std::uint8_t* survivors) const {
+  const std::uint32_t group = state >> code_.code_bits;
+  return (static_cast<std::uint32_t>(survivors[group]) << (code_.state_bits - code_.code_bits)) |
+         group;
+}
+
+// The state of the last row, from a search over the rows on both sides of the seam.
+std::uint32_t ViterbiSearch::closing_state(const Target& target) {
+  const Index reach = std::min(kSeamRows, target.rows / 2);
+  start(-1);
+  for (Index t = 0; t < 2 * reach; ++t) {
+    step(target, (target.rows - reach + t) % target.rows, survivors_.data() + t * groups_);
+  }
+  const float* cost = cost_.data();
+  auto state = static_cast<std::uint32_t>(std::min_element(cost, cost + states_) - cost);
+  for (Index t = 2 * reach - 1; t >= reach; --t) {
+    state = previous(state, survivors_.data() + t * groups_);
+  }
+  return state;
+}
+
+void ViterbiSearch::search(const float* target_real, const float* target_imag, const float* weight,
+                           Index rows, std::uint16_t* states) {
+  const Target target{target_real, target_imag, weight, rows};
+  const bool memoryless = groups_ == 1;
+  std::uint32_t state = memoryless ? 0 : closing_state(target);
+  start(memoryless ? -1 : static_cast<std::int64_t>(state));
+  for (Index t = 0; t < rows; ++t) step(target, t, survivors_.data() + t * groups_);
+  if (memoryless) {
+    const float* cost = cost_.data();
+    state = static_cast<std::uint32_t>(std::min_element(cost, cost + states_) - cost);
+  }
+  for (Index t = rows - 1; t >= 0; --t) {
+    states[t] = static_cast<std::uint16_t>(state);
+    state = previous(state, survivors_.data() + t * groups_);
+  }
+}
+
+namespace {
+
+// Walks down the rows of a packed trellis matrix and keeps the states of all columns.
+class StateRows {
+ public:
+  StateRows(const std::uint8_t* packed, Index rows, Index cols, const Trellis& code)
+      : packed_(packed),
+        rows_(rows),
+        row_bytes_(packed_row_bytes(cols, code.code_bits)),
+        code_(code),
+        codes_(static_cast<std::size_t>(cols)),
+        states_(static_cast<std::size_t>(cols)) {}
+
+  // States of `row`, which is the successor of the previous call's or any other row.
+  const std::vector<std::int32_t>& at(Index row) {
+    if (row != next_ || row == end_) {
+      enter(row);
+    } else {
+      push(row);
+    }
+    next_ = row + 1;
+    return states_;
+  }
+
+ private:
+  void push(Index row) {
+    unpack_row(packed_ + row * row_bytes_, static_cast<Index>(codes_.size()), code_.code_bits,
+               codes_.data());
+    const std::int32_t mask = (1 << code_.state_bits) - 1;
+    const int bits = code_.code_bits;
+    for (std::size_t l = 0; l < states_.size(); ++l) {
+      states_[l] = ((states_[l] << bits) | codes_[l]) & mask;
+    }
+  }
+
+  // Rebuilds the states from the rows before, circularly within the row's segment.
+  void enter(Index row) {
+    Index segment = row * segment_count(rows_) / rows_;
+    while (segment_begin(rows_, segment + 1) <= row) ++segment;
+    const Index begin = segment_begin(rows_, segment);
+    end_ = segment_begin(rows_, segment + 1);
+    const Index length = end_ - begin;
+    const Index depth = ceil_div(code_.state_bits, code_.code_bits);
+    std::fill(states_.begin(), states_.end(), 0);
+    for (Index back = depth - 1; back >= 0; --back) {
+      push(begin + (row - begin + length - back % length) % length);
+    }
+  }
+
+  const std::uint8_t* packed_;
+  Index rows_;
+  Index row_bytes_;
+  const Trellis& code_;
+  std::vector<std::uint16_t> codes_;
+  std::vector<std::int32_t> states_;
+  Index next_ = -1;  // row whose states follow from the present ones
+  Index end_ = -1;   // of the present segment
+};
+
+}  // namespace
+
+void CpuBackend::decode_trellis_rows(const std::uint8_t* packed, const std::uint16_t* row_scale,
+                                     Index rows, Index cols, const Trellis& code, Index first_row,
+                                     Index row_count, int threads, float* real, float* imag) const {
+  const float *x = code.point_real.data(), *y = code.point_imag.data();
+  parallel_for(
+      ceil_div(row_count, kRowsPerItem), threads,
+      [&] { return StateRows(packed, rows, cols, code); },
+      [&](Index item, StateRows& walk) {
+        const Index end = std::min(row_count, (item + 1) * kRowsPerItem);
+        for (Index k = item * kRowsPerItem; k < end; ++k) {
+          const std::vector<std::int32_t>& states = walk.at(first_row + k);
+          const float scale = half_to_float(row_scale[first_row + k]);
+          for (Index l = 0; l < cols; ++l) {
+            real[k * cols + l] = scale * x[states[l]];
+            imag[k * cols + l] = scale * y[states[l]];
+          }
+        }
+      });
+}
+
+}  // namespace llava_fa::cpu
