@@ -99,12 +99,15 @@ std::uint32_t ViterbiSearch::previous(std::uint32_t state, const std::uint8_t* s
          group;
 }
 
-// The state of the last row, from a search over the rows on both sides of the seam.
+// The state of the last row, from a search over the rows on both sides of the seam; a short circle
+// is gone around several times.
 std::uint32_t ViterbiSearch::closing_state(const Target& target) {
-  const Index reach = std::min(kSeamRows, target.rows / 2);
+  constexpr Index reach = kSeamRows;
+  Index row = (target.rows - reach % target.rows) % target.rows;
   start(-1);
   for (Index t = 0; t < 2 * reach; ++t) {
-    step(target, (target.rows - reach + t) % target.rows, survivors_.data() + t * groups_);
+    step(target, row, survivors_.data() + t * groups_);
+    row = row + 1 == target.rows ? 0 : row + 1;
   }
   const float* cost = cost_.data();
   auto state = static_cast<std::uint32_t>(std::min_element(cost, cost + states_) - cost);
