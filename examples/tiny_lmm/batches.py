@@ -38,16 +38,16 @@ IGNORE = -100
 """Label of a position without a target."""
 
 SLOTS = (
-    *[("existence", 6)] * 4,
-    *[("count", 7)] * 4,
-    *[("color", 6)] * 2,
-    *[("shape", 7)] * 2,
-    *[("side", 12)] * 3,
-    *[("size", 12)] * 2,
-    *[("more", 7)] * 2,
-    ("place", 7),  # its answer is appended, to teach that <eos> follows an answer
+    *[("existence", 7)] * 4,
+    *[("count", 8)] * 4,
+    *[("color", 7)] * 2,
+    *[("shape", 8)] * 2,
+    *[("side", 13)] * 3,
+    *[("size", 13)] * 2,
+    *[("more", 8)] * 2,
+    ("place", 7),
 )
-"""Kind and length in tokens of every question slot."""
+"""Kind and length in tokens, answer included, of every question slot."""
 
 COORDINATE_BINS = 24
 """Bins of the auxiliary coordinate labels (4 pixels each)."""
@@ -96,9 +96,9 @@ class Batch:
         Normalized images.
     input_ids : Tensor of int64, (batch, length)
         Token ids.
-    answer_positions : Tensor of int64, (batch, slots + 1)
-        Where each answer is predicted; the last column is the answer that precedes ``<eos>``.
-    answers : Tensor of int64, (batch, slots + 1)
+    answer_positions : Tensor of int64, (batch, slots)
+        Where each answer is predicted; the answer itself follows, and predicts ``<eos>``.
+    answers : Tensor of int64, (batch, slots)
         Ids of the answers, `IGNORE` for an empty slot.
     mentions : Tensor of int64, (mentions, 3)
         Rows (sample, position, object or -1): the noun phrases and what they name.
@@ -189,8 +189,8 @@ def make_batch(
     ids = np.full((size, length), WORD_ID["<pad>"], dtype=np.int64)
     ids[:, 0] = WORD_ID["<bos>"]
     ids[:, 1:PREFIX] = WORD_ID["<image>"]
-    where = np.zeros((size, len(SLOTS) + 1), dtype=np.int64)
-    answers = np.full((size, len(SLOTS) + 1), IGNORE, dtype=np.int64)
+    where = np.zeros((size, len(SLOTS)), dtype=np.int64)
+    answers = np.full((size, len(SLOTS)), IGNORE, dtype=np.int64)
     images = np.empty((size, 96, 96, 3), dtype=np.uint8)
     objects = np.empty((size, MAX_OBJECTS, 5), dtype=np.int64)
     patches = np.empty((size, IMAGE_TOKENS), dtype=np.int64)
@@ -206,15 +206,12 @@ def make_batch(
         for slot, (kind, slot_length) in enumerate(SLOTS):
             question = _ask(kind, scene, rng, difficulty) if ask else None
             if question is not None:
-                words = [WORD_ID[w] for w in question.text.split()]
+                words = [WORD_ID[w] for w in (*question.text.split(), question.answer)]
                 end = start + len(words)
                 ids[row, start:end] = words
-                where[row, slot] = end - 1
-                answers[row, slot] = WORD_ID[question.answer]
+                where[row, slot] = end - 2
+                answers[row, slot] = words[-1]
                 mentions += [(row, start + offset, index) for offset, index in question.mentions]
-                if kind == "place":
-                    ids[row, end] = answers[row, slot]
-                    where[row, -1], answers[row, -1] = end, WORD_ID["<eos>"]
             start += slot_length
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0
     return Batch(

@@ -19,12 +19,13 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn import functional
 
-from .architecture import build_model, build_processor
+from .architecture import WORD_ID, build_model, build_processor
 from .auxiliary import AuxiliaryHeads
 from .batches import IGNORE, PREFIX, SLOTS, Batch, Difficulty, layout, make_batch
 
 WEIGHTS = {
     "answer": 1.0,
+    "stop": 0.1,
     "object": 0.5,
     "shape": 0.5,
     "color": 0.4,
@@ -34,7 +35,7 @@ WEIGHTS = {
     "where": 0.2,
     "attention": 0.4,
 }
-"""Weight of every loss; the auxiliary ones shrink to a fifth over the run."""
+"""Weight of every loss; all but the first two shrink to a fifth over the run."""
 
 VALIDATION_SEED = 7_000_003
 
@@ -61,33 +62,42 @@ def read(model: Any, tokens: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, 
     return tuple(out.hidden_states)
 
 
-def answer_loss(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the answers, (batch, slots, vocabulary) against (batch, slots)."""
-    return functional.cross_entropy(logits.flatten(0, 1), answers.flatten(), ignore_index=IGNORE)
+def states_at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Final states at `positions`, (batch, slots, hidden) of (batch, length, hidden)."""
+    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def answer_states(states: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Final states at the answer positions, (batch, slots + 1, hidden)."""
-    index = batch.answer_positions[..., None].expand(-1, -1, states.shape[-1])
-    return states.gather(1, index)
+def answer_losses(model: Any, states: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    """Mean cross-entropies of the answers and of the ``<eos>`` after them."""
+    asked = batch.answers != IGNORE
+    stop = batch.answers.masked_fill(asked, WORD_ID["<eos>"])
+    targets = {"answer": (0, batch.answers), "stop": (1, stop)}
+    return {
+        name: functional.cross_entropy(
+            model.lm_head(states_at(states, batch.answer_positions + offset)).flatten(0, 1),
+            target.flatten(),
+            ignore_index=IGNORE,
+        )
+        for name, (offset, target) in targets.items()
+    }
 
 
 def validate(model: Any, images: int, batch_size: int = 16) -> dict[str, float]:
     """Accuracy per kind of question on fresh full-difficulty images of a seed of their own."""
-    right = torch.zeros(len(SLOTS) + 1)
-    asked = torch.zeros(len(SLOTS) + 1)
+    right = torch.zeros(len(SLOTS))
+    asked = torch.zeros(len(SLOTS))
     model.eval()
     with torch.no_grad():
         for start in range(0, images, batch_size):
             rng = np.random.default_rng([VALIDATION_SEED, start])
             batch = make_batch(rng, batch_size, Difficulty())
             states = read(model, see(model, batch), batch)[-1]
-            best = model.lm_head(answer_states(states, batch)).argmax(-1)
+            best = model.lm_head(states_at(states, batch.answer_positions)).argmax(-1)
             asked += (batch.answers != IGNORE).float().sum(0)
             right += (best == batch.answers).float().sum(0)
     model.train()
     sums: dict[str, list[float]] = {}
-    for (kind, _), r, n in zip(SLOTS, right.tolist(), asked.tolist(), strict=False):
+    for (kind, _), r, n in zip(SLOTS, right.tolist(), asked.tolist(), strict=True):
         entry = sums.setdefault(kind, [0.0, 0.0])
         entry[0] += r
         entry[1] += n
@@ -102,6 +112,17 @@ def save(model: Any, folder: Path) -> None:
     model.save_pretrained(folder, state_dict=state)
     model.config.dtype = torch.float32
     build_processor().save_pretrained(folder)
+
+
+def resume(model: Any, heads: AuxiliaryHeads, source: Path) -> None:
+    """Load a training state, or a model's folder (the auxiliary heads then start anew)."""
+    if source.is_dir():
+        # transformers' names on disk differ from the modules'; its loader knows both
+        model.load_state_dict(type(model).from_pretrained(source, dtype=torch.float32).state_dict())
+        return
+    state = torch.load(source, weights_only=True)
+    model.load_state_dict(state["model"])
+    heads.load_state_dict(state["heads"])
 
 
 def _parameter_groups(modules: list[torch.nn.Module], decay: float) -> list[dict[str, object]]:
@@ -135,10 +156,9 @@ def _losses(model: Any, heads: AuxiliaryHeads, batch: Batch, ask: bool) -> dict[
     if not ask:
         return losses
     states = read(model, tokens, batch)
-    logits = model.lm_head(answer_states(states[-1], batch))
     middle = states[model.config.text_config.num_hidden_layers // 2]
     return {
-        "answer": answer_loss(logits, batch.answers),
+        **answer_losses(model, states[-1], batch),
         **losses,
         **heads.grounding(middle, batch),
         **heads.attention(model.model.language_model, states, layout()[1], batch),
@@ -158,9 +178,7 @@ def train(rank: int, arguments: argparse.Namespace) -> None:
     model: Any = build_model().train()
     heads = AuxiliaryHeads(model.config.text_config.hidden_size)
     if arguments.resume:
-        state = torch.load(arguments.resume, weights_only=True)
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
+        resume(model, heads, Path(arguments.resume))
     optimizer = torch.optim.AdamW(
         _parameter_groups([model, heads], arguments.weight_decay),
         lr=arguments.learning_rate,
@@ -208,7 +226,7 @@ def train(rank: int, arguments: argparse.Namespace) -> None:
         fade = 1.0 - 0.8 * progress
         total = torch.zeros(())
         for name, loss in losses.items():
-            total = total + WEIGHTS[name] * (1.0 if name == "answer" else fade) * loss
+            total = total + WEIGHTS[name] * (1.0 if name in ("answer", "stop") else fade) * loss
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         if workers > 1:
@@ -245,7 +263,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--threads", type=int, default=1, help="threads per process")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", help="training state (state.pt) to start from")
+    parser.add_argument("--resume", help="state.pt, or a model's folder, to start from")
     parser.add_argument("--no-curriculum", action="store_true", help="full difficulty at once")
     arguments = parser.parse_args()
     out = Path(arguments.out)

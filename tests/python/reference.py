@@ -8,6 +8,9 @@ import numpy.typing as npt
 Float = npt.NDArray[np.float64]
 Complex = npt.NDArray[np.complex128]
 
+TRELLIS = 3
+"""Codec id in the header."""
+
 
 def parseval_weights(output_channels: int) -> Float:
     weights = np.full(output_channels // 2 + 1, np.sqrt(2.0))
@@ -54,13 +57,50 @@ def points(rings: list[tuple[float, int, float]]) -> Complex:
     return np.concatenate(parts)
 
 
+def trellis_points(code_bits: int, state_bits: int) -> Complex:
+    """The point of every trellis state by the formula of docs/format.md."""
+    mask, low = 2**state_bits - 1, state_bits - state_bits // 2
+    count = 2 ** (state_bits // 2)
+    x = (np.arange(2**state_bits) * 2654435761) & mask
+    x = ((x ^ (x >> (state_bits // 2))) * 2654435761) & mask
+    ring, phase = x >> low, x & (2**low - 1)
+    edges = 1.0 - np.arange(count + 1) / count
+    g = np.where(edges > 0, edges - edges * np.log(np.maximum(edges, 1e-300)), 0.0)
+    radius = np.sqrt((1.0 - 2.0**-code_bits) * count * -np.diff(g))
+    return np.asarray(radius[ring] * np.exp(2j * np.pi * (phase + ring % 2 / 2) / 2**low))
+
+
+def trellis_entries(
+    codes: npt.NDArray[np.int64], code_bits: int, requested_state_bits: int
+) -> Complex:
+    """Points of a (h, n) matrix of trellis codes, state by state."""
+    h = len(codes)
+    state_bits = requested_state_bits
+    if h < 4 * requested_state_bits:
+        state_bits = min(max(h * code_bits // 4, code_bits), requested_state_bits)
+    table = trellis_points(code_bits, state_bits)
+    segments = max(1, h // 256)
+    out = np.empty(codes.shape, dtype=np.complex128)
+    for s in range(segments):
+        begin, end = s * h // segments, (s + 1) * h // segments
+        for k in range(begin, end):
+            state = np.zeros(codes.shape[1], dtype=np.int64)
+            for back in range(-(-state_bits // code_bits)):
+                row = begin + (k - begin - back) % (end - begin)
+                state |= codes[row] << (back * code_bits)
+            out[k] = table[state & (2**state_bits - 1)]
+    return out
+
+
 def decode(tensors: dict[str, npt.NDArray[np.generic]], rings: dict[int, Complex]) -> Float:
     """The dense weight from stored tensors alone, following docs/format.md step by step.
 
     ``rings`` maps code bits to the points of the matrix's codec; factors always use ring points,
     passed under the key ``-factor_bits``.
     """
-    _, m, n, code_bits, _, rank, factor_bits, flags, seed, _ = (int(x) for x in tensors["header"])
+    _, m, n, code_bits, codec, rank, factor_bits, flags, seed, state_bits = (
+        int(x) for x in tensors["header"]
+    )
     h = m // 2 + 1
 
     def rows(name: str, scale: str, count: int, length: int, bits: int, table: Complex) -> Complex:
@@ -70,7 +110,13 @@ def decode(tensors: dict[str, npt.NDArray[np.generic]], rings: dict[int, Complex
             out[k] = float(tensors[scale][k]) * table[codes]
         return out
 
-    spectrum = rows("codes", "row_scale", h, n, code_bits, rings[code_bits])
+    if codec == TRELLIS:
+        packed = np.asarray(tensors["codes"], dtype=np.uint8)
+        codes = np.stack([unpack_bits(row, n, code_bits) for row in packed])
+        scale = tensors["row_scale"].astype(np.float64)
+        spectrum = scale[:, None] * trellis_entries(codes, code_bits, state_bits)
+    else:
+        spectrum = rows("codes", "row_scale", h, n, code_bits, rings[code_bits])
     if rank:
         if factor_bits == 16:
             pairs = {

@@ -15,6 +15,8 @@ from llava_fa import CompressionConfig
 @given(
     bits=st.integers(2, 10).map(lambda b: b / 2),
     codec=st.sampled_from(["ring", "product", "uniform"]),
+    calibration=st.sampled_from(["hessian", "diagonal"]),
+    state_bits=st.integers(8, 16),
     rank=st.integers(0, 4096),
     factor_bits=st.sampled_from([1, 5, 8, 10, 16]),
     odc=st.sampled_from(["spatial", "spectral", "none"]),
@@ -37,6 +39,9 @@ def test_json_round_trip(**options):
         ({"bits": float("nan")}, "expected 1 to 5"),
         ({"codec": "hexagonal"}, "codec is 'hexagonal', expected one of"),
         ({"odc": "full"}, "odc is 'full'"),
+        ({"codec": "trellis", "bits": 4.5}, "bits is 4.5, expected at most 4 for the trellis"),
+        ({"calibration": "full"}, "calibration is 'full'"),
+        ({"state_bits": 7}, "state_bits is 7, expected 8 to 16"),
         ({"rank": -1}, "rank is -1"),
         ({"factor_bits": 12}, "factor_bits is 12, expected 1 to 10, or 16"),
         ({"max_alternations": 0}, "max_alternations is 0"),

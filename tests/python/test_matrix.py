@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import llava_fa
@@ -192,22 +192,32 @@ def test_a_zero_matrix_stays_zero():
     shape=shapes,
     seed=seeds,
     half_bits=st.integers(2, 10),
-    codec=st.sampled_from(["ring", "product", "uniform"]),
+    codec=st.sampled_from(["ring", "product", "uniform", "trellis"]),
+    state_bits=st.integers(8, 12),
     rank=st.integers(0, 3),
     factor_bits=st.sampled_from([4, 8, 16]),
     signs=st.booleans(),
 )
 def test_stored_tensors_alone_determine_the_weight(
-    shape, seed, half_bits, codec, rank, factor_bits, signs
+    shape, seed, half_bits, codec, state_bits, rank, factor_bits, signs
 ):
+    assume(codec != "trellis" or half_bits <= 8)
     rank = min(rank, shape[0] // 2 + 1, shape[1])
     weight = gaussian(shape, seed) * np.logspace(-1, 1, shape[1], dtype=np.float32)
     config = CompressionConfig(
-        bits=half_bits / 2, codec=codec, rank=rank, factor_bits=factor_bits, signs=signs, seed=seed
+        bits=half_bits / 2,
+        codec=codec,
+        state_bits=state_bits,
+        rank=rank,
+        factor_bits=factor_bits,
+        signs=signs,
+        seed=seed,
     )
     matrix = compress_matrix(weight, config)
     state = matrix.state_dict()
-    tables = {half_bits: reference.points(llava_fa.constellation(codec, half_bits)["rings"])}
+    tables = {}
+    if codec != "trellis":
+        tables[half_bits] = reference.points(llava_fa.constellation(codec, half_bits)["rings"])
     if factor_bits != 16:
         tables[-factor_bits] = reference.points(
             llava_fa.constellation("ring", factor_bits)["rings"]
@@ -276,7 +286,7 @@ def test_second_moments_lower_the_output_error():
     def output_error(matrix):
         return np.linalg.norm(held_out @ (matrix.dense() - weight).T)
 
-    config = CompressionConfig(bits=2)
+    config = CompressionConfig(bits=2, calibration="diagonal")
     vector = (train**2).mean(0)
     with_data = compress_matrix(weight, config, input_second_moment=vector)
     full = compress_matrix(weight, config, input_second_moment=train.T @ train / len(train))
@@ -307,7 +317,7 @@ def test_spectral_odc_lowers_the_output_error_on_smooth_inputs():
     covariance = x.T @ x / len(x)
 
     def output_error(odc):
-        config = CompressionConfig(bits=1, rank=6, odc=odc, signs=False)
+        config = CompressionConfig(calibration="diagonal", bits=1, rank=6, odc=odc, signs=False)
         matrix = compress_matrix(weight, config, input_second_moment=covariance)
         return np.linalg.norm(x @ (matrix.dense() - weight).T)
 
