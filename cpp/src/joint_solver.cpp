@@ -22,6 +22,9 @@ namespace llava_fa {
 namespace {
 
 constexpr double kLeastImprovement = 1e-3;
+// Fewer columns than default_oversampling: every pass pays for them, and a pass starts from where
+// the last one ended, so that a subspace not found at once is found on the way.
+constexpr Index kOversampling = 10;
 constexpr std::uint64_t kSketchStream = 0x51a7e5eed0000000ull;  // apart from the signs' seeds
 
 struct Factors {
@@ -135,6 +138,7 @@ class Alternation {
     svd.seed = options_.seed ^ kSketchStream;
     const bool warm = !warm_start_.empty();
     svd.power_iterations = warm ? 0 : 2;
+    svd.oversampling = kOversampling;
     TruncatedSvd result = randomized_svd(work_, svd, warm ? &warm_start_ : nullptr);
     Factors factors;
     factors.left = store_factor(scaled_transpose(result.left_vectors, result.singular_values),

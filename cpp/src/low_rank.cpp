@@ -72,15 +72,15 @@ void check_rank(const ComplexMatrix& matrix, Index rank) {
 TruncatedSvd randomized_svd(const ComplexMatrix& matrix, const SvdOptions& options,
                             const ComplexMatrix* warm_start) {
   check_rank(matrix, options.rank);
-  require_argument(options.power_iterations >= 0 && options.oversampling >= 0,
+  const Index oversampling = options.oversampling.value_or(default_oversampling(options.rank));
+  require_argument(options.power_iterations >= 0 && oversampling >= 0,
                    "power_iterations and oversampling must not be negative, received ",
-                   options.power_iterations, " and ", options.oversampling);
+                   options.power_iterations, " and ", oversampling);
   require_argument(!warm_start || warm_start->cols() == matrix.cols(),
                    "warm start has another number of columns than the matrix");
   const Backend& backend = cpu_backend();
   const int threads = num_threads();
-  const Index block =
-      std::min(options.rank + options.oversampling, std::min(matrix.rows(), matrix.cols()));
+  const Index block = std::min(options.rank + oversampling, std::min(matrix.rows(), matrix.cols()));
 
   ComplexMatrix basis = backend.multiply(
       matrix, starting_block(matrix.cols(), block, options.seed, warm_start), threads);

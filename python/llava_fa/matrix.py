@@ -285,7 +285,7 @@ def truncated_svd(
 
     Randomized block subspace iteration, or with ``exact`` the full decomposition. A ``warm_start``
     of right vectors (rank', cols) replaces the random block. The default ``oversampling`` brings
-    the error within 1 % of the optimum even for flat spectra.
+    the squared error within 1 % of the optimum even for flat spectra.
     """
     parts = _core.truncated_svd(
         _exportable(matrix),

@@ -55,16 +55,32 @@ ComplexMatrix decaying(Index rows, Index cols) {
 }  // namespace
 
 TEST_CASE("randomized error is within 1 % of the optimum for flat spectra, 0.1 % for decaying") {
-  const ComplexMatrix flat = reference::complex_gaussian(90, 70, 8), steep = decaying(90, 70);
-  for (const Index rank : {1, 5, 20, 35}) {
-    CAPTURE(rank);
-    SvdOptions options;
-    options.rank = rank;
-    options.oversampling = default_oversampling(rank);
-    CHECK(residual(flat, randomized_svd(flat, options)) <=
-          1.01 * residual(flat, exact_svd(flat, rank)));
-    CHECK(residual(steep, randomized_svd(steep, options)) <=
-          1.001 * residual(steep, exact_svd(steep, rank)));
+  // In the squared error, which is the stricter reading: its root is within half of that. The large
+  // matrix is hard: many columns, and a rank that is a small share of them.
+  const ComplexMatrix flat = reference::complex_gaussian(90, 70, 8), steep = decaying(90, 70),
+                      large = reference::complex_gaussian(160, 300, 8);
+  struct Case {
+    const ComplexMatrix& matrix;
+    double tolerance;
+  };
+  for (const Case& c : {Case{flat, 0.01}, Case{steep, 0.001}, Case{large, 0.01}}) {
+    const TruncatedSvd exact = exact_svd(c.matrix, std::min(c.matrix.rows(), c.matrix.cols()));
+    for (const Index rank : {1, 5, 20, 35}) {
+      double optimum = 0;
+      for (std::size_t i = rank; i < exact.singular_values.size(); ++i) {
+        optimum += std::pow(double(exact.singular_values[i]), 2);
+      }
+      for (const std::uint64_t seed : {0, 1, 2}) {
+        CAPTURE(c.matrix.rows());
+        CAPTURE(rank);
+        CAPTURE(seed);
+        SvdOptions options;
+        options.rank = rank;
+        options.seed = seed;
+        const double error = std::pow(residual(c.matrix, randomized_svd(c.matrix, options)), 2);
+        CHECK(error <= (1 + c.tolerance) * optimum);
+      }
+    }
   }
 }
 
@@ -111,7 +127,8 @@ TEST_CASE("a warm start from the answer needs no power iterations") {
 }
 
 TEST_CASE("the result depends on the seed alone") {
-  const ComplexMatrix matrix = reference::complex_gaussian(300, 64, 13);
+  // Large enough that the work is really shared out (worthwhile_threads).
+  const ComplexMatrix matrix = reference::complex_gaussian(1000, 700, 13);
   SvdOptions options;
   options.rank = 4;
   set_num_threads(1);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "llava_fa/types.hpp"
@@ -15,14 +16,17 @@ struct TruncatedSvd {
   ComplexMatrix right_vectors;         // (rank, cols), orthonormal rows
 };
 
-// Extra columns that bring the error within 1 % of the optimum even for flat spectra.
-constexpr Index default_oversampling(Index rank) { return 10 + rank / 2; }
+// Extra columns that bring the squared error (and more so its root) within 1 % of the optimum after
+// two power iterations even for flat spectra, as of white noise: 0.75 % was the worst of complex
+// Gaussian matrices up to 1025 x 2048 at ranks from 1 to 3/4 of the smaller side; half of them
+// (10 + rank / 2) left up to 2.3 %.
+constexpr Index default_oversampling(Index rank) { return 16 + 2 * rank; }
 
 struct SvdOptions {
   Index rank = 1;            // 1 .. min(rows, cols)
   int power_iterations = 2;  // passes A^H A over the random block (Halko, Martinsson, Tropp 2011)
-  Index oversampling = 10;   // extra columns of the block
-  std::uint64_t seed = 0;    // of the random block
+  std::optional<Index> oversampling = {};  // extra columns; default_oversampling(rank) if empty
+  std::uint64_t seed = 0;                  // of the random block
 };
 
 // Randomized block subspace iteration. With `warm_start` ((rank', cols), rank' >= 1) the block
