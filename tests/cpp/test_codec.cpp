@@ -116,7 +116,8 @@ TEST_CASE("zero rows decode to zero, one large entry to itself") {
 }
 
 TEST_CASE("codes do not depend on the number of threads") {
-  ComplexMatrix values = reference::complex_gaussian(50, 80, 26);
+  // Large enough that the work is really shared out (worthwhile_threads).
+  ComplexMatrix values = reference::complex_gaussian(400, 1000, 26);
   set_num_threads(1);
   const PolarCodes one = polar_encode(values, constellation(Codec::ring, 4), false);
   set_num_threads(4);

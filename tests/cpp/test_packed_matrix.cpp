@@ -158,7 +158,8 @@ TEST_CASE("a rank above the possible is refused with the range") {
 }
 
 TEST_CASE("all bytes are the same for any number of threads") {
-  const reference::Dense weight = reference::gaussian(520, 300, 66);
+  // Large enough that the work is really shared out (worthwhile_threads).
+  const reference::Dense weight = reference::gaussian(1500, 900, 66);
   set_num_threads(1);
   const StoredTensors one(compress_matrix(weight.view(), with_rank(5)).matrix);
   set_num_threads(4);

@@ -83,7 +83,8 @@ TEST_CASE("a strided view is read with its stride") {
 }
 
 TEST_CASE("results are bit-identical for any number of threads") {
-  const reference::Dense weight = reference::gaussian(100, 130, 6);
+  // Large enough that the work is really shared out (worthwhile_threads).
+  const reference::Dense weight = reference::gaussian(1600, 1000, 6);
   set_num_threads(1);
   const ComplexMatrix one = half_spectrum(weight.view());
   set_num_threads(3);

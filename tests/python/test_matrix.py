@@ -346,7 +346,8 @@ def test_a_rank_above_the_possible_is_refused():
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_bytes_do_not_depend_on_threads(threads):
-    weight = gaussian((530, 270), 12)
+    # Large enough that the core really shares the work out.
+    weight = gaussian((1500, 900), 12)
     config = CompressionConfig(bits=2.5, rank=6)
     expected = compress_matrix(weight, config).state_dict()
     _core.set_num_threads(threads)

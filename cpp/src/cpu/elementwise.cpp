@@ -10,6 +10,7 @@ namespace {
 
 constexpr Index kRowsPerItem = 16;
 constexpr Index kEnergyRows = 64;  // rows whose column sums are kept apart, then added in order
+constexpr double kNanosecondsPerEntry = 1.0;
 
 // Double-precision sum of weight * (re^2 + im^2); several partial sums let the loop vectorize.
 double row_energy(const float* re, const float* im, const float* weight, Index count) {
@@ -30,7 +31,8 @@ double row_energy(const float* re, const float* im, const float* weight, Index c
 void CpuBackend::subtract_from(const ComplexMatrix& from, const float* column_factor, int threads,
                                ComplexMatrix& inout) const {
   const Index cols = from.cols(), rows = 2 * from.rows();  // both planes
-  parallel_for(ceil_div(rows, kRowsPerItem), threads, [&](Index item) {
+  const int team = worthwhile_threads(threads, kNanosecondsPerEntry * rows * cols);
+  parallel_for(ceil_div(rows, kRowsPerItem), team, [&](Index item) {
     const Index end = std::min(rows, (item + 1) * kRowsPerItem);
     for (Index k = item * kRowsPerItem; k < end; ++k) {
       const float* a = from.real() + k * cols;
@@ -49,7 +51,8 @@ void CpuBackend::channel_energies(const MatrixView& values, const float* row_mul
                                   std::span<double> cols) const {
   const Index items = ceil_div(values.rows, kEnergyRows), n = values.cols;
   std::vector<double> partial(static_cast<std::size_t>(items * n), 0.0);
-  parallel_for(items, threads, [&](Index item) {
+  const int team = worthwhile_threads(threads, kNanosecondsPerEntry * values.rows * n);
+  parallel_for(items, team, [&](Index item) {
     double* sums = partial.data() + item * n;
     const Index end = std::min(values.rows, (item + 1) * kEnergyRows);
     for (Index i = item * kEnergyRows; i < end; ++i) {
@@ -74,7 +77,8 @@ void CpuBackend::channel_energies(const MatrixView& values, const float* row_mul
 
 void CpuBackend::row_energies(const ComplexMatrix& matrix, const float* column_weight, int threads,
                               std::span<double> energies) const {
-  parallel_for(ceil_div(matrix.rows(), kRowsPerItem), threads, [&](Index item) {
+  const int team = worthwhile_threads(threads, kNanosecondsPerEntry * matrix.count());
+  parallel_for(ceil_div(matrix.rows(), kRowsPerItem), team, [&](Index item) {
     const Index end = std::min(matrix.rows(), (item + 1) * kRowsPerItem);
     for (Index k = item * kRowsPerItem; k < end; ++k) {
       energies[k] = row_energy(matrix.real() + k * matrix.cols(), matrix.imag() + k * matrix.cols(),

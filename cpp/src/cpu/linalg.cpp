@@ -15,6 +15,14 @@ constexpr Index kProductBlock = 256;  // rows (or columns) of the large operand 
 constexpr Index kLowRankBlock = 64;   // rows per item of the low-rank update
 constexpr Index kPanelBlock = 128;    // rows per item of panel products
 
+constexpr double kProductsPerNanosecond = 16;  // real multiply-adds of one thread, roughly
+
+// Threads for a real product of (rows, inner) by (inner, cols).
+int product_threads(int threads, Index rows, Index inner, Index cols) {
+  return worthwhile_threads(threads,
+                            double(rows) * double(inner) * double(cols) / kProductsPerNanosecond);
+}
+
 // The planes of a complex matrix stacked as one real (2 rows, cols) matrix.
 ConstMap stacked(const ComplexMatrix& m) { return {m.real(), 2 * m.rows(), m.cols()}; }
 ConstMap real_plane(const ComplexMatrix& m) { return {m.real(), m.rows(), m.cols()}; }
@@ -30,7 +38,8 @@ ComplexMatrix CpuBackend::multiply(const ComplexMatrix& left, const ComplexMatri
   RowMajor both(right.rows(), 2 * cols);
   both << real_plane(right), imag_plane(right);
   ComplexMatrix out(left.rows(), cols);
-  parallel_for(ceil_div(left.rows(), kProductBlock), threads, [&](Index item) {
+  const int team = product_threads(threads, 2 * left.rows(), left.cols(), 2 * cols);
+  parallel_for(ceil_div(left.rows(), kProductBlock), team, [&](Index item) {
     const Index first = item * kProductBlock, count = std::min(kProductBlock, left.rows() - first);
     const RowMajor re = real_plane(left).middleRows(first, count) * both;
     const RowMajor im = imag_plane(left).middleRows(first, count) * both;
@@ -49,7 +58,8 @@ ComplexMatrix CpuBackend::multiply_adjoint(const ComplexMatrix& left, const Comp
   RowMajor both(2 * right.rows(), 2 * cols);
   both << real_plane(right), imag_plane(right), imag_plane(right), -real_plane(right);
   ComplexMatrix out(left.cols(), cols);
-  parallel_for(ceil_div(left.cols(), kProductBlock), threads, [&](Index item) {
+  const int team = product_threads(threads, left.cols(), 2 * left.rows(), 2 * cols);
+  parallel_for(ceil_div(left.cols(), kProductBlock), team, [&](Index item) {
     const Index first = item * kProductBlock, count = std::min(kProductBlock, left.cols() - first);
     const RowMajor product = stacked(left).middleCols(first, count).transpose() * both;
     Eigen::Map<RowMajor>(out.real() + first * cols, count, cols) = product.leftCols(cols);
@@ -63,7 +73,8 @@ void CpuBackend::subtract_low_rank(const ComplexMatrix& from, const ComplexMatri
                                    const ComplexMatrix& right, int threads,
                                    ComplexMatrix& out) const {
   const Index rank = left.rows(), cols = from.cols();
-  parallel_for(ceil_div(from.rows(), kLowRankBlock), threads, [&](Index item) {
+  const int team = product_threads(threads, 2 * from.rows(), 2 * rank, cols);
+  parallel_for(ceil_div(from.rows(), kLowRankBlock), team, [&](Index item) {
     const Index first = item * kLowRankBlock, count = std::min(kLowRankBlock, from.rows() - first);
     const auto re = real_plane(left).middleCols(first, count).transpose();
     const auto im = imag_plane(left).middleCols(first, count).transpose();
@@ -79,7 +90,8 @@ void CpuBackend::subtract_low_rank(const ComplexMatrix& from, const ComplexMatri
 
 void CpuBackend::multiply_panel(const float* panel, Index rows, Index n, const float* activations,
                                 Index batch, int threads, float* out) const {
-  parallel_for(ceil_div(rows, kPanelBlock), threads, [&](Index item) {
+  const int team = product_threads(threads, rows, n, batch);
+  parallel_for(ceil_div(rows, kPanelBlock), team, [&](Index item) {
     const Index first = item * kPanelBlock, count = std::min(kPanelBlock, rows - first);
     Eigen::Map<RowMajor>(out + first * batch, count, batch).noalias() =
         ConstMap(panel + first * n, count, n) * ConstMap(activations, n, batch);

@@ -13,6 +13,7 @@ namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kRowsPerItem = 8;
+constexpr double kNanosecondsPerEntry = 1.0;
 constexpr float kHalfSqrt = 0.70710678118654752440f;
 
 void fold_row(const float* re, const float* im, Index n, float* real_row, float* imag_row) {
@@ -35,7 +36,8 @@ void fold_row(const float* re, const float* im, Index n, float* real_row, float*
 
 void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
                            float* panel) const {
-  parallel_for(ceil_div(rows, kRowsPerItem), threads, [&](Index item) {
+  const int team = worthwhile_threads(threads, kNanosecondsPerEntry * rows * n);
+  parallel_for(ceil_div(rows, kRowsPerItem), team, [&](Index item) {
     const Index end = std::min(rows, (item + 1) * kRowsPerItem);
     for (Index k = item * kRowsPerItem; k < end; ++k) {
       fold_row(real + k * n, imag + k * n, n, panel + k * n, panel + (rows + k) * n);

@@ -2,6 +2,7 @@
 // computes, and therefore every result bit, is independent of the number of threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <mutex>
@@ -9,6 +10,17 @@
 #include "llava_fa/types.hpp"
 
 namespace llava_fa::cpu {
+
+// Work below which a further thread costs more than it saves: waking it and waiting for it takes
+// tens of microseconds, but milliseconds while other programs want the processor.
+constexpr double kLeastNanosecondsPerThread = 1e6;
+
+// How many of `threads` to use for work that takes one of them roughly `nanoseconds`. Results do
+// not depend on it, so an estimate within a factor of a few is good enough.
+inline int worthwhile_threads(int threads, double nanoseconds) {
+  const double worthwhile = nanoseconds / kLeastNanosecondsPerThread;
+  return worthwhile < threads ? std::max(1, static_cast<int>(worthwhile)) : threads;
+}
 
 // body(item, state) for item in [0, items), with state = make_state() once per thread. The first
 // exception (memory that could not be had, say) stops the loop and is rethrown in the caller.

@@ -21,6 +21,8 @@ namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kRowsPerItem = 8;
+constexpr double kEncodeNanoseconds = 10.0;  // per entry, roughly
+constexpr double kDecodeNanoseconds = 2.0;
 constexpr Index kStrip = 64;  // entries per inner loop: all temporaries stay in the first cache
 
 // atan(q) / (2 pi) on [0, 1]: minimax polynomial in q^2, error below 1e-9 turns before rounding.
@@ -163,7 +165,8 @@ void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
     pack_row(row_codes.data(), cols, points.code_bits, codes.packed.data() + k * row_bytes);
   };
   parallel_for(
-      ceil_div(values.rows(), kRowsPerItem), threads,
+      ceil_div(values.rows(), kRowsPerItem),
+      worthwhile_threads(threads, kEncodeNanoseconds * values.count()),
       [&] { return std::vector<std::uint16_t>(cols); },
       [&](Index item, std::vector<std::uint16_t>& row_codes) {
         const Index end = std::min(values.rows(), (item + 1) * kRowsPerItem);
@@ -176,7 +179,9 @@ void CpuBackend::decode_rows(const std::uint8_t* packed, const std::uint16_t* ro
                              float* imag) const {
   const Index row_bytes = packed_row_bytes(cols, points.code_bits);
   parallel_for(
-      ceil_div(row_count, kRowsPerItem), threads, [&] { return std::vector<std::uint16_t>(cols); },
+      ceil_div(row_count, kRowsPerItem),
+      worthwhile_threads(threads, kDecodeNanoseconds * row_count * cols),
+      [&] { return std::vector<std::uint16_t>(cols); },
       [&](Index item, std::vector<std::uint16_t>& codes) {
         const Index end = std::min(row_count, (item + 1) * kRowsPerItem);
         for (Index k = item * kRowsPerItem; k < end; ++k) {

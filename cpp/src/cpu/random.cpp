@@ -10,11 +10,13 @@ namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kBlock = 4096;
+constexpr double kNanosecondsPerEntry = 50.0;
 
 }  // namespace
 
 void CpuBackend::fill_gaussian(std::uint64_t seed, int threads, ComplexMatrix& out) const {
-  parallel_for(ceil_div(out.count(), kBlock), threads, [&](Index item) {
+  const int team = worthwhile_threads(threads, kNanosecondsPerEntry * out.count());
+  parallel_for(ceil_div(out.count(), kBlock), team, [&](Index item) {
     const Index end = std::min(out.count(), (item + 1) * kBlock);
     for (Index i = item * kBlock; i < end; ++i) {
       const std::uint64_t position = static_cast<std::uint64_t>(i);

@@ -149,6 +149,12 @@ void lanes_to_rows(const Lane* lanes, Index cols, Index count, float factor, flo
   }
 }
 
+// Threads for transforms of so many complex entries in all.
+int transform_threads(int threads, Index entries) {
+  constexpr double kNanosecondsPerEntry = 5.0;
+  return worthwhile_threads(threads, kNanosecondsPerEntry * static_cast<double>(entries));
+}
+
 }  // namespace
 
 void CpuBackend::forward_over_rows(const MatrixView& values, const float* row_multiplier,
@@ -157,7 +163,8 @@ void CpuBackend::forward_over_rows(const MatrixView& values, const float* row_mu
   const FftPlan& plan = FftPlan::cached(values.rows);
   const std::vector<float> factors = row_factors(values.rows, false);
   parallel_for(
-      ceil_div(values.cols, 2 * kLanes), threads, [&] { return Workspace(plan); },
+      ceil_div(values.cols, 2 * kLanes), transform_threads(threads, values.rows * values.cols / 2),
+      [&] { return Workspace(plan); },
       [&](Index item, Workspace& work) {
         const ColumnBlock block(item, values.cols);
         gather_columns(values, block, row_multiplier, col_multiplier, work.data);
@@ -172,7 +179,8 @@ void CpuBackend::inverse_over_rows(const ComplexMatrix& spectrum, Index length,
   const FftPlan& plan = FftPlan::cached(length);
   const std::vector<float> factors = row_factors(length, true);
   parallel_for(
-      ceil_div(spectrum.cols(), 2 * kLanes), threads, [&] { return Workspace(plan); },
+      ceil_div(spectrum.cols(), 2 * kLanes),
+      transform_threads(threads, length * spectrum.cols() / 2), [&] { return Workspace(plan); },
       [&](Index item, Workspace& work) {
         const ColumnBlock block(item, spectrum.cols());
         combine_columns(spectrum, length, block, factors.data(), work.data);
@@ -187,7 +195,8 @@ void CpuBackend::transform_rows(ComplexMatrix& spectrum, bool inverse, int threa
   const FftPlan& plan = FftPlan::cached(n);
   const float norm = static_cast<float>(1.0 / std::sqrt(static_cast<double>(n)));
   parallel_for(
-      ceil_div(spectrum.rows(), kLanes), threads, [&] { return Workspace(plan); },
+      ceil_div(spectrum.rows(), kLanes), transform_threads(threads, spectrum.count()),
+      [&] { return Workspace(plan); },
       [&](Index item, Workspace& work) {
         const Index first = item * kLanes, count = std::min(kLanes, spectrum.rows() - first);
         float* real = spectrum.real() + first * n;
