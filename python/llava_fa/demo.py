@@ -106,16 +106,16 @@ def run_demo(
         report = compress_checkpoint(
             model_folder, packed, config, progress=progress, overwrite=output is not None
         )
-        models = [_load(model_folder), _load(packed)]
+        dense, compressed = _load(model_folder), _load(packed)
         processor = load_processor(model_folder)
         size = (_weight_bytes(model_folder), _weight_bytes(packed))
-    comparison = _score(folder, models, processor, questions, progress)
+    comparison = _score(folder, [dense, compressed], processor, questions, progress)
     answers = tuple(
         (
             path.name,
             text,
-            # Every answer of the example's questions is one word, one token.
-            *(answer(model, processor, text, path, max_new_tokens=1) for model in models),
+            answer(dense, processor, text, path),
+            answer(compressed, processor, text, path),
         )
         for path, text in _image_questions(folder.parent / "images")
     )
@@ -126,7 +126,7 @@ def run_demo(
         accuracy=(comparison.reference.accuracy.value, comparison.evaluation.accuracy.value),
         agreement=comparison.agreement.value,
         kl=comparison.kl,
-        answers=answers,  # type: ignore[arg-type]
+        answers=answers,
         seconds=time.monotonic() - begin,
     )
 
