@@ -19,7 +19,7 @@ import torch
 from . import writer
 from .capture import CalibrationData, capture_second_moments
 from .config import CompressionConfig
-from .errors import LlavaFaError, NonFiniteError
+from .errors import DiskFullError, LlavaFaError, NonFiniteError
 from .matrix import compress_matrix
 from .model_card import model_card
 from .modules import build_meta_model
@@ -89,7 +89,9 @@ def compress_checkpoint(
     Raises
     ------
     CheckpointError, MissingFileError
-        The source cannot be used, or the disk is full.
+        The source cannot be used, or another process is writing to ``output``.
+    DiskFullError
+        Call again with the same arguments after making room: the run continues.
     NonFiniteError
         A weight or an activation is NaN or infinite.
     RecipeError
@@ -122,20 +124,33 @@ def compress_checkpoint(
         "on_nonfinite": on_nonfinite,
         "max_shard_bytes": shard_bytes,
     }
-    request = describe_request(checkpoint, settings)
-    if not overwrite and resume and (manifest := finished_manifest(folder, request)):
-        PartialRun(folder).clear()
-        rows = tuple(TensorRow.from_dict(row) for row in manifest["rows"])
-        return CompressionReport(rows, plan.warnings)
-    run = _prepare(checkpoint, folder, request, resume=resume, overwrite=overwrite)
-    moments = _moments(run, checkpoint, plan, data) if data else {}
-    with _progress_bar(checkpoint, progress) as done:
+    run = PartialRun(folder)
+    with run.held(), _resumable_when_disk_is_full():
+        request = describe_request(checkpoint, settings, progress=progress)
+        if not overwrite and resume and (manifest := finished_manifest(folder, request)):
+            run.clear()
+            rows = tuple(TensorRow.from_dict(row) for row in manifest["rows"])
+            return CompressionReport(rows, plan.warnings)
+        _prepare(run, checkpoint, request, resume=resume, overwrite=overwrite)
+        moments = _moments(run, checkpoint, plan, data) if data else {}
+        with _progress_bar(checkpoint, progress) as done:
 
-        def produce(number: int) -> Part:
-            return _produce(run, plan, number, moments, on_nonfinite)
+            def produce(number: int) -> Part:
+                return _produce(run, plan, number, moments, on_nonfinite)
 
-        records = build_shards(run, len(plan.entries), produce, shard_bytes, done)
-    return _publish(run, checkpoint, records, config, request, plan.warnings)
+            records = build_shards(run, len(plan.entries), produce, shard_bytes, done)
+        return _publish(run, checkpoint, records, config, request, plan.warnings)
+
+
+@contextmanager
+def _resumable_when_disk_is_full() -> Iterator[None]:
+    try:
+        yield
+    except DiskFullError as error:
+        raise DiskFullError(
+            f"{error}; free some space and run the same command again: it keeps the finished "
+            "tensors and continues there"
+        ) from error
 
 
 def _parse_size(size: int | str) -> int:
@@ -157,26 +172,24 @@ def _warn(messages: Iterable[str]) -> None:
 
 
 def _prepare(
+    run: PartialRun,
     checkpoint: Checkpoint,
-    output: Path,
     request: Mapping[str, Any],
     *,
     resume: bool,
     overwrite: bool,
-) -> PartialRun:
-    run = PartialRun(output)
-    earlier = run.request()
+) -> None:
+    """Begin anew, or leave the state of an interrupted run as it is to be continued."""
+    earlier, output = run.request(), run.output
     if earlier is not None and not overwrite and resume:
         check_same_request(output, earlier, request)
-        return run
+        return
     if overwrite or earlier is not None:
         clear_output(checkpoint.folder, output)
     if not overwrite:
         check_empty(output)
     run.clear()
-    output.mkdir(parents=True, exist_ok=True)
     run.start(request)
-    return run
 
 
 def _moments(

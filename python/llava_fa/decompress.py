@@ -48,13 +48,6 @@ def decompress_checkpoint(
     packed = PackedCheckpoint.open(source)
     checkpoint, folder = packed.checkpoint, Path(output)
     check_places(checkpoint.folder, folder)
-    run = PartialRun(folder)
-    if overwrite:
-        clear_output(checkpoint.folder, folder)
-    check_empty(folder)
-    run.clear()
-    folder.mkdir(parents=True, exist_ok=True)
-    run.start({"decompress": True})
     works = _works(packed)
     dtypes = _original_dtypes(packed)
 
@@ -64,16 +57,25 @@ def decompress_checkpoint(
             return _decoded(run, packed, number, name, wanted or dtypes[name])
         return _converted(run, packed, number, name, wanted)
 
-    from tqdm import tqdm
-
-    with tqdm(total=len(works), unit="tensor", desc="decompressing", disable=not progress) as bar:
-        records = build_shards(run, len(works), produce, _SHARD_BYTES, lambda row: _step(bar))
     config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     if wanted is not None:
         config["dtype"] = str(wanted).removeprefix("torch.")
         config.pop("torch_dtype", None)
     card = plain_card(checkpoint.folder) or None
-    publish(run, checkpoint, records, config, None, card)
+    from tqdm import tqdm
+
+    run = PartialRun(folder)
+    with run.held():
+        if overwrite:
+            clear_output(checkpoint.folder, folder)
+        check_empty(folder)
+        run.clear()
+        run.start({"decompress": True})
+        with tqdm(
+            total=len(works), unit="tensor", desc="decompressing", disable=not progress
+        ) as bar:
+            records = build_shards(run, len(works), produce, _SHARD_BYTES, lambda row: _step(bar))
+        publish(run, checkpoint, records, config, None, card)
     return CompressionReport(tuple(row for record in records for row in record.rows))
 
 

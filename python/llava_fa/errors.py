@@ -19,6 +19,10 @@ class CheckpointError(LlavaFaError):
     """A source or output folder is not a checkpoint that can be used."""
 
 
+class DiskFullError(CheckpointError):
+    """The disk filled up during a write; the message says of what, and what to do."""
+
+
 class MissingFileError(CheckpointError, FileNotFoundError):
     """A file or tensor that a checkpoint promises does not exist."""
 

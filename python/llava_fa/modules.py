@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -60,14 +60,14 @@ def build_meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
         for name in checkpoint.config.get("architectures") or []:
             model_class = getattr(transformers, str(name), None)
             if model_class is not None:
-                return model_class._from_config(config)  # type: ignore[no-any-return]
+                return cast("PreTrainedModel", model_class._from_config(config))
         autos: tuple[Any, ...] = (
             transformers.AutoModelForImageTextToText,
             transformers.AutoModelForCausalLM,
         )
         for auto in autos:
             if type(config) in auto._model_mapping:
-                return auto.from_config(config)  # type: ignore[no-any-return]
+                return cast("PreTrainedModel", auto.from_config(config))
     raise CheckpointError(
         f"{checkpoint.folder / 'config.json'}: transformers {transformers.__version__} has none of "
         f"the classes {checkpoint.config.get('architectures')}"
@@ -90,10 +90,13 @@ def map_layers(checkpoint: Checkpoint, model: PreTrainedModel) -> ModelLayout:
                 f"{checkpoint.folder}: {sources[target]} and {tensor} are both the model's {target}"
             )
     converted_targets = {target for target, converted in targets.values() if converted}
-    layers, missing, lost = {}, [], []
+    layers, missing, lost, subclasses = {}, [], [], []
     kept = _kept_reasons(model)
     for name, module in model.named_modules():
-        if type(module) is not nn.Linear:
+        if not isinstance(module, nn.Linear):
+            continue
+        if type(module) is not nn.Linear:  # its forward pass may do more than multiply
+            subclasses.append(f"{name} ({type(module).__name__})")
             continue
         weight, shape = f"{name}.weight", (module.out_features, module.in_features)
         if weight in sources:
@@ -107,7 +110,7 @@ def map_layers(checkpoint: Checkpoint, model: PreTrainedModel) -> ModelLayout:
             missing.append(weight)
     _check_found(checkpoint, model, layers, missing)
     _check_shapes(checkpoint, layers.values())
-    return ModelLayout(layers, _layout_warnings(model, lost))
+    return ModelLayout(layers, _layout_warnings(model, lost, subclasses))
 
 
 def _check_found(
@@ -160,8 +163,13 @@ def _comes_from_converter(weight: str, converted_targets: set[str]) -> bool:
     return any(target == weight or target.startswith(f"{parent}.") for target in converted_targets)
 
 
-def _layout_warnings(model: nn.Module, lost: list[str]) -> tuple[str, ...]:
+def _layout_warnings(model: nn.Module, lost: list[str], subclasses: list[str]) -> tuple[str, ...]:
     warnings = []
+    if subclasses:
+        warnings.append(
+            f"{len(subclasses)} layer(s) stay dense, because they are of subclasses of nn.Linear, "
+            f"whose forward pass may differ: {', '.join(subclasses)}"
+        )
     if lost:
         warnings.append(
             f"{len(lost)} linear layer(s) stay dense, because transformers computes their weights "

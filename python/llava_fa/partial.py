@@ -9,13 +9,17 @@
 
 Every file appears atomically, so a run killed anywhere continues from the last of these states.
 What ends up in a shard depends on the order and sizes of the tensors alone, so the bytes come out
-equal.
+equal. While a run lasts it holds an advisory lock on ``lock``, so that no second one works on the
+same state; the lock ends with its process, however that ends.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +82,47 @@ class PartialRun:
         self.output = output
         self.folder = output / PARTIAL_NAME
         self._manifest_path = self.folder / "manifest.json"
+        self._lock_path = self.folder / "lock"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes away from the output folder; leave no empty state folder behind.
+
+        Raises
+        ------
+        CheckpointError
+            Another process holds it.
+        """
+        descriptor = self._lock()
+        try:
+            yield
+        finally:
+            writer.remove([self._lock_path])  # still locked: whoever waits for it sees it go
+            os.close(descriptor)
+            with suppress(OSError):  # not empty: there is a state to resume, or another run began
+                self.folder.rmdir()
+
+    def _lock(self) -> int:
+        """Lock the lock file; return its descriptor."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:  # another run just ended and took the folder with it
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise CheckpointError(
+                    f"{self.output}: another process is writing to this folder (it holds "
+                    f"{self._lock_path}); wait until it has ended, or choose another folder"
+                ) from None
+            # A run that ended between our two calls deleted the file that we locked.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self._lock_path.stat()):
+                    return descriptor
+            os.close(descriptor)
 
     def request(self) -> dict[str, Any] | None:
         """Return what the interrupted run was asked for; None if there is nothing to resume."""
@@ -96,8 +141,7 @@ class PartialRun:
         """Forget the state; the manifest goes first, so that a half-cleared state is no state."""
         writer.remove([self._manifest_path])
         if self.folder.exists():
-            writer.remove(sorted(self.folder.iterdir()))
-            self.folder.rmdir()
+            writer.remove(path for path in sorted(self.folder.iterdir()) if path != self._lock_path)
 
     # Parts
 
@@ -108,7 +152,8 @@ class PartialRun:
         """Store the tensors of one finished row; keys are their full names."""
         path = self._part_path(number)
         described, position = [], 0
-        with writer.atomic_file(path) as write:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        with writer.atomic_file(path, row.name, size) as write:
             for name, tensor in tensors.items():
                 data = writer.tensor_bytes(tensor)
                 write(data)

@@ -14,12 +14,22 @@ from .packed_checkpoint import FORMAT_VERSION
 from .shards import Checkpoint
 
 
-def describe_request(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the run so that any difference that could change its bytes is seen."""
+def describe_request(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], *, progress: bool = False
+) -> dict[str, Any]:
+    """Describe the run so that any difference that could change its bytes is seen.
+
+    Reads the whole source to hash it; ``progress`` shows a bar on stderr meanwhile.
+    """
+    from tqdm import tqdm
+
     from . import __version__
 
     files = [checkpoint.folder / "config.json", *checkpoint.files]
-    source = {file.name: writer.hash_file(file) for file in files}
+    size = sum(file.stat().st_size for file in files)
+    description = "hashing the source"
+    with tqdm(total=size, unit="B", unit_scale=True, desc=description, disable=not progress) as bar:
+        source = {file.name: writer.hash_file(file, bar.update) for file in files}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return {
         "format_version": FORMAT_VERSION,

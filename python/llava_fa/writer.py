@@ -1,6 +1,6 @@
 """Writes files so that a reader never sees half of one, and safetensors files as a stream.
 
-Every change on disk goes through the four functions at the top and nothing else: whoever wants to
+Every change of a file goes through the four functions at the top and nothing else: whoever wants to
 see what an interruption at any moment leaves behind replaces those four.
 """
 
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 
-from .errors import CheckpointError
+from .errors import DiskFullError
 from .shards import CHUNK_BYTES, DTYPES, TensorEntry
 
 _TEMPORARY_SUFFIX = ".writing"
@@ -49,13 +49,22 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
+def atomic_file(
+    path: Path, content: str, nbytes: int
+) -> Iterator[Callable[[bytes | memoryview], None]]:
     """Give a function that appends bytes; the file appears under its name only when all are there.
+
+    Parameters
+    ----------
+    content
+        What is being written, in words, for the error's message.
+    nbytes
+        How much that will be, for the same.
 
     Raises
     ------
-    CheckpointError
-        The disk is full. What was finished before stays, so that the run can be resumed.
+    DiskFullError
+        What was finished before stays, so that the run can be resumed.
     """
     temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
     try:
@@ -68,9 +77,9 @@ def atomic_file(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
             raise
         # Give the half-written file's space back: finished parts are what resuming needs.
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: the disk is full ({_free_space(path.parent)} free); free some space and run "
-            "the same command again, finished tensors are kept"
+        raise DiskFullError(
+            f"{path}: the disk is full while writing {content}, which takes {_size(nbytes)} "
+            f"({_size(shutil.disk_usage(path.parent).free)} free)"
         ) from error
 
 
@@ -79,13 +88,13 @@ def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:
         _write(file, data[begin : begin + CHUNK_BYTES])
 
 
-def _free_space(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB"
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.3g} MB"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole small file atomically."""
-    with atomic_file(path) as write:
+    with atomic_file(path, path.name, len(data)) as write:
         write(data)
 
 
@@ -97,7 +106,8 @@ def write_json(path: Path, value: Any) -> None:
 def copy_file(source: Path, path: Path) -> None:
     """Copy a file atomically, a block at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(source, "rb") as file, atomic_file(path) as write:
+    size = source.stat().st_size
+    with open(source, "rb") as file, atomic_file(path, f"a copy of {source}", size) as write:
         while block := file.read(CHUNK_BYTES):
             write(block)
 
@@ -147,13 +157,15 @@ def write_safetensors(
     # Wide types first keeps every tensor aligned to its type, which memory-mapping readers need.
     ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
     total, hashes = hashlib.sha256(), {}
-    with atomic_file(path) as write:
+    header = _header_bytes(ordered, metadata)
+    nbytes = len(header) + sum(tensor.nbytes for tensor in ordered)
+    with atomic_file(path, f"a shard of {len(ordered)} tensors", nbytes) as write:
 
         def emit(data: bytes) -> None:
             total.update(data)
             write(data)
 
-        emit(_header_bytes(ordered, metadata))
+        emit(header)
         for tensor in ordered:
             digest = hashlib.sha256()
             for chunk in tensor.entry.chunks():
@@ -178,10 +190,12 @@ def _header_bytes(tensors: Sequence[StoredTensor], metadata: Mapping[str, str]) 
     return len(raw).to_bytes(8, "little") + raw
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, read a block at a time."""
+def hash_file(path: Path, done: Callable[[int], object] | None = None) -> str:
+    """Return the SHA-256 of a file, read a block at a time; ``done`` is told the size of each."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(CHUNK_BYTES):
             digest.update(block)
+            if done is not None:
+                done(len(block))
     return digest.hexdigest()

@@ -129,6 +129,19 @@ def test_fused_experts_are_reported(tmp_path: Path) -> None:
     assert len(compressed) == 4  # the attention; the experts are one fused tensor each
 
 
+def test_subclasses_of_linear_are_named(llama_folder: Path) -> None:
+    class Scaled(torch.nn.Linear):
+        pass
+
+    checkpoint = Checkpoint.open(llama_folder)
+    model = build_meta_model(checkpoint)
+    name = "model.layers.0.mlp.up_proj"
+    model.set_submodule(name, Scaled(16, 24, bias=False, device="meta"))
+    layout = map_layers(checkpoint, model)
+    assert name not in layout.layers
+    assert any(f"{name} (Scaled)" in warning for warning in layout.warnings)
+
+
 class TestLoadableNames:
     def test_canonical_names_are_accepted(self, llava_folder: Path) -> None:
         model = build_meta_model(Checkpoint.open(llava_folder))
