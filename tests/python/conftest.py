@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+if TYPE_CHECKING:
+    from llava_fa.report import CompressionReport
+
+UP = "model.layers.0.mlp.up_proj"
+"""A linear layer of `llama_model`."""
+
 OLD_HUB_NAMES = (
     ("lm_head.", "language_model.lm_head."),
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),  # transformers < 5.6
     ("model.multi_modal_projector.", "multi_modal_projector."),
 )
 
@@ -215,3 +223,30 @@ def edit_tensor(
             save_file(tensors, file, {"format": "pt"})
             return file
     raise KeyError(name)
+
+
+def compress(source: Path, output: Path, *args: Any, **options: Any) -> CompressionReport:
+    """Compress without a progress bar."""
+    from llava_fa.compress import compress_checkpoint
+
+    return compress_checkpoint(source, output, *args, progress=False, **options)
+
+
+@pytest.fixture
+def llama(llama_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the small checkpoint that a test may damage."""
+    return Path(shutil.copytree(llama_folder, tmp_path / "source"))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+def uneven_inputs(model: Any) -> Any:
+    """Make normalization layers give channels of very different sizes."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(torch.logspace(-1.5, 1, parameter.numel()))
+    return model

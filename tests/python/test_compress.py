@@ -19,6 +19,7 @@ from conftest import (
     uneven_inputs,
 )
 from llava_fa import CompressedMatrix, CompressionConfig, MatrixSpec
+from llava_fa.compress import compress_checkpoint
 from llava_fa.loading import load_model
 from llava_fa.partial import PARTIAL_NAME
 
@@ -155,6 +156,18 @@ class TestResult:
         values = json.loads(report.to_json())
         assert len(values["tensors"]) == len(report.rows)
         assert values["bits_per_weight"] == report.bits_per_weight
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_progress(
+    llama: Path, output: Path, capfd: pytest.CaptureFixture[str], visible: bool
+) -> None:
+    compress_checkpoint(llama, output, progress=visible)
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    for stage in ("hashing the source: 100%", "compressing: 100%"):
+        # A bar redraws its line; it may not begin a second one.
+        assert [stage in line for line in shown.err.split("\n")].count(True) == visible
 
 
 class TestCalibration:

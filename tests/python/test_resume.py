@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from conftest import (
     uneven_inputs,
 )
 from llava_fa import CompressedMatrix, CompressionConfig, writer
+from llava_fa.decompress import decompress_checkpoint
 from llava_fa.errors import (
     CheckpointError,
+    DiskFullError,
     ResumeError,
 )
 from llava_fa.partial import PARTIAL_NAME
@@ -45,12 +49,72 @@ class TestDiskFull:
             original(file, data)
 
         monkeypatch.setattr(writer, "_write", full)
-        with pytest.raises(CheckpointError, match=r"disk is full.*run the same command again"):
+        said = r"disk is full while writing .+, which takes .+ MB .*run the same command again"
+        with pytest.raises(DiskFullError, match=said):
             compress(llama, output)
         assert not list(output.rglob("*.writing"))
         monkeypatch.setattr(writer, "_write", original)
         compress(llama, output)
         assert folder_bytes(output) == folder_bytes(tmp_path / "whole")
+
+    def test_names_the_tensor_and_its_size(
+        self, llama: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = writer._write
+
+        def full(file: Any, data: Any) -> None:
+            if ".part." in file.name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(file, data)
+
+        monkeypatch.setattr(writer, "_write", full)
+        said = r"while writing model\.layers\.\S+, which takes 0\.000"
+        with pytest.raises(DiskFullError, match=said):
+            compress(llama, output)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from llava_fa.partial import PartialRun
+with PartialRun(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class TestLock:
+    def test_a_second_process_is_kept_out_until_the_first_is_killed(
+        self, llama: Path, packed_folder: Path, output: Path, tmp_path: Path
+    ) -> None:
+        compress(llama, tmp_path / "whole")
+        arguments = [sys.executable, "-c", HOLDER, str(output)]
+        with subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            said = rf"{output}: another process is writing"
+            for attempt in (
+                lambda: compress(llama, output),
+                lambda: compress(llama, output, overwrite=True),
+                lambda: decompress_checkpoint(packed_folder, output, progress=False),
+            ):
+                with pytest.raises(CheckpointError, match=said):
+                    attempt()
+            other.kill()
+        assert (output / PARTIAL_NAME / "lock").exists()
+        compress(llama, output)
+        assert folder_bytes(output) == folder_bytes(tmp_path / "whole")
+
+    def test_nothing_is_left_in_a_folder_that_cannot_be_used(
+        self, llama: Path, output: Path
+    ) -> None:
+        output.mkdir()
+        (output / "precious.txt").write_text("mine")
+        with pytest.raises(CheckpointError, match="not empty"):
+            compress(llama, output)
+        assert [path.name for path in output.iterdir()] == ["precious.txt"]
 
 
 class TestResume:
