@@ -171,8 +171,9 @@ def _processed(processor: Any, text: str | list[Any], paths: Sequence[Path]) -> 
         with Image.open(path) as image:
             images.append(image.convert("RGB"))
     prompt = prompt_text(processor, text, len(images))
-    arguments = {"text": prompt, "return_tensors": "pt"}
-    return processor(images=images, **arguments) if images else processor(**arguments)  # type: ignore[no-any-return]
+    arguments: dict[str, Any] = {"images": images} if images else {}
+    inputs: Mapping[str, Any] = processor(text=prompt, return_tensors="pt", **arguments)
+    return inputs
 
 
 def prompt_text(processor: Any, text: str | list[Any], images: int) -> str:

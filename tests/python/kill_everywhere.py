@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -73,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # A killed process loses nothing that it wrote (only a power cut would), so waiting for the disk
     # thousands of times would test nothing more.
-    os.fsync = lambda descriptor: None  # type: ignore[assignment]
+    mock.patch.object(os, "fsync").start()
     checkpoint = Checkpoint.open(source)
     map_layers(checkpoint, build_meta_model(checkpoint))  # imports what the children need
     whole, output = folder / "whole", folder / "output"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from bench import baselines, matrices, plain_torch  # noqa: E402
-from bench.plain_constellation import product, ring, uniform  # noqa: E402
+from bench import baselines, matrices, plain_torch
+from bench.plain_constellation import Constellation, product, ring, uniform
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +93,13 @@ PRODUCT = {4: 0.1198, 5: 0.0716, 6: 0.0349, 7: 0.0190, 8: 0.0095}
     ("design", "bits", "expected"),
     [(ring, *item) for item in RING.items()] + [(product, *item) for item in PRODUCT.items()],
 )
-def test_plain_codes_reach_the_designs_table(design: object, bits: int, expected: float) -> None:
+def test_plain_codes_reach_the_designs_table(
+    design: Callable[[int], Constellation], bits: int, expected: float
+) -> None:
     values = torch.randn(
         128, 4096, dtype=torch.complex64, generator=torch.Generator().manual_seed(1)
     )
-    code = design(bits)  # type: ignore[operator]
+    code = design(bits)
     decoded = plain_torch.decode(*plain_torch.encode(values, code), code)
     distortion = float((values - decoded).abs().square().sum() / values.abs().square().sum())
     assert distortion <= expected * 1.02
