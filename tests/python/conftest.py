@@ -22,7 +22,6 @@ OLD_HUB_NAMES = (
     ("lm_head.", "language_model.lm_head."),
     ("model.language_model.", "language_model.model."),
     ("model.vision_tower.", "vision_tower.vision_model."),
-    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),  # transformers < 5.6
     ("model.multi_modal_projector.", "multi_modal_projector."),
 )
 
