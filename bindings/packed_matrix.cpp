@@ -119,7 +119,7 @@ nb::object multiply(const PackedMatrix& matrix, AnyArray activations) {
 
 nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Index rank,
                    int factor_bits, const std::string& odc, bool signs, int max_alternations,
-                   std::uint64_t seed, int state_bits, bool feedback,
+                   std::uint64_t seed, int state_bits, bool unbiased, bool feedback,
                    std::optional<AnyArray> input_second_moment,
                    std::optional<AnyArray> output_second_moment) {
   const FloatArray dense_weight(std::move(weight), "weight", 2);
@@ -127,8 +127,8 @@ nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Ind
   CompressionResult result;
   {
     nb::gil_scoped_release release;
-    const JointOptions joint{codec_from_name(codec), code_bits, rank,      factor_bits,
-                             max_alternations,       seed,      state_bits};
+    const JointOptions joint{codec_from_name(codec), code_bits, rank,       factor_bits,
+                             max_alternations,       seed,      state_bits, unbiased};
     result = compress_matrix(dense_weight.matrix(), {joint, odc_from_name(odc), signs, feedback},
                              moments.view());
   }
@@ -150,7 +150,7 @@ void bind_packed_matrix(nb::module_& m) {
   m.def("compress_matrix", &compress, nb::arg("weight"), nb::kw_only(), nb::arg("codec"),
         nb::arg("code_bits"), nb::arg("rank"), nb::arg("factor_bits"), nb::arg("odc"),
         nb::arg("signs"), nb::arg("max_alternations"), nb::arg("seed"), nb::arg("state_bits"),
-        nb::arg("feedback"), nb::arg("input_second_moment") = nb::none(),
+        nb::arg("unbiased"), nb::arg("feedback"), nb::arg("input_second_moment") = nb::none(),
         nb::arg("output_second_moment") = nb::none());
   m.attr("FORMAT_VERSION") = kFormatVersion;
 }

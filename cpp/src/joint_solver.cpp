@@ -22,6 +22,7 @@ namespace llava_fa {
 namespace {
 
 constexpr double kLeastImprovement = 1e-3;
+constexpr double kLargestGain = 2.0;  // codes that carry less than half of a row are no estimate
 // Fewer columns than default_oversampling: every pass pays for them, and a pass starts from where
 // the last one ended, so that a subspace not found at once is found on the way.
 constexpr Index kOversampling = 10;
@@ -85,6 +86,7 @@ class Alternation {
       EncodedEntries encoded = encode_work(/*write_back=*/false);
       best.objective.push_back(encoded.energy > 0 ? encoded.error / encoded.energy : 0.0);
       best.codes = std::move(encoded.codes);
+      if (options_.unbiased) unbias(best);
       return best;
     }
     energy_ = weighted_energy(spectrum_.clone());
@@ -102,6 +104,7 @@ class Alternation {
       if (i > 0 && previous - objective < kLeastImprovement * previous) break;
     }
     refit(best);
+    if (options_.unbiased) unbias(best);
     return best;
   }
 
@@ -182,6 +185,39 @@ class Alternation {
     best.objective.push_back(objective);
     best.left = std::move(factors.left);
     best.right = std::move(factors.right);
+  }
+
+  void unbias(JointSolution& best) {
+    ComplexMatrix target = spectrum_.clone();
+    if (options_.rank > 0) {
+      cpu_backend().subtract_low_rank(spectrum_, best.left.decoded, best.right.decoded,
+                                      num_threads(), target);
+    }
+    work_ = ComplexMatrix(spectrum_.rows(), spectrum_.cols());
+    decode_work(best.codes);
+    if (weight_.filter != nullptr) {
+      cpu_backend().apply_filter(*weight_.filter, num_threads(), target);
+      cpu_backend().apply_filter(*weight_.filter, num_threads(), work_);
+    }
+    for (Index k = 0; k < target.rows(); ++k) {
+      const double energy = row_product(target, target, k), carried = row_product(target, work_, k);
+      if (!(carried > 0)) continue;
+      const double gain = std::clamp(energy / carried, 1.0, kLargestGain);
+      const double scale = half_to_float(best.codes.row_scale[k]);
+      best.codes.row_scale[k] = float_to_half(static_cast<float>(gain * scale));
+    }
+  }
+
+  // Re <row k of x, row k of y>, with the squared column weights if there are any.
+  double row_product(const ComplexMatrix& x, const ComplexMatrix& y, Index k) const {
+    const Index cols = x.cols(), first = k * cols;
+    double total = 0;
+    for (Index l = 0; l < cols; ++l) {
+      const double weight = squared_weight_.empty() ? 1.0 : squared_weight_[l];
+      total += weight * (x.real()[first + l] * y.real()[first + l] +
+                         x.imag()[first + l] * y.imag()[first + l]);
+    }
+    return total;
   }
 
   // work = Q.

@@ -231,7 +231,9 @@ def _produce(
     name, config = plan.matrices[entry.name]
     weight = entry.read()
     try:
-        matrix = compress_matrix(weight, config, input_second_moment=moments.get(name))
+        matrix = compress_matrix(
+            weight, config.for_checkpoint(), input_second_moment=moments.get(name)
+        )
     except NonFiniteError as error:
         message = f"{entry.file}: tensor {entry.name}: {error}"
         if on_nonfinite == "error":

@@ -10,6 +10,7 @@ from typing import Any
 
 CODECS = ("ring", "product", "uniform", "trellis")
 CALIBRATION_KINDS = ("hessian", "diagonal")
+ROW_SCALES = ("auto", "least-squares", "unbiased")
 ODC_KINDS = ("spatial", "spectral", "none")
 FACTOR_BITS_FLOAT16 = 16
 MAX_TRELLIS_BITS = 4
@@ -48,6 +49,11 @@ class CompressionConfig:
     state_bits
         Bits of a trellis state, 8 to 16: every further one costs twice the time of encoding and
         comes closer to the Shannon bound.
+    row_scale
+        ``"least-squares"`` gives a matrix its least squared error, with codes that are
+        systematically too small (by 11 % at 2 bits); ``"unbiased"`` enlarges them until they are
+        not, which costs squared error but serves a model, where the shrinkage would multiply from
+        layer to layer. ``"auto"``: least squares for a single matrix, unbiased in a checkpoint.
 
     Raises
     ------
@@ -74,6 +80,7 @@ class CompressionConfig:
     seed: int = 0
     calibration: str = "hessian"
     state_bits: int = 12
+    row_scale: str = "auto"
 
     def __post_init__(self) -> None:
         """Validate every field."""
@@ -84,6 +91,7 @@ class CompressionConfig:
         _check_choice("odc", self.odc, ODC_KINDS)
         _check_choice("calibration", self.calibration, CALIBRATION_KINDS)
         _check_integer("state_bits", self.state_bits, 8, 16)
+        _check_choice("row_scale", self.row_scale, ROW_SCALES)
         _check_integer("rank", self.rank, 0, 2**28)
         _check_integer("max_alternations", self.max_alternations, 1, 1000)
         _check_integer("seed", self.seed, 0, 2**63 - 1)
@@ -96,6 +104,10 @@ class CompressionConfig:
     def code_bits(self) -> int:
         """Bits per complex entry of the half spectrum."""
         return int(2 * self.bits)
+
+    def for_checkpoint(self) -> CompressionConfig:
+        """Return the options with ``row_scale="auto"`` decided for a matrix of a model."""
+        return self.replace(row_scale="unbiased") if self.row_scale == "auto" else self
 
     def replace(self, **overrides: Any) -> CompressionConfig:
         """Return a copy with some options changed; unknown names raise ``ValueError``."""

@@ -247,6 +247,7 @@ def compress_matrix(
         max_alternations=config.max_alternations,
         seed=config.seed,
         state_bits=config.state_bits,
+        unbiased=config.row_scale == "unbiased",
         feedback=config.calibration == "hessian",
         input_second_moment=_optional(input_second_moment),
         output_second_moment=_optional(output_second_moment),

@@ -99,6 +99,36 @@ TEST_CASE("weights lower the weighted objective") {
         doctest::Approx(objective_of(spectrum, weighted, options, weight)).epsilon(1e-4));
 }
 
+TEST_CASE("unbiased row scales carry the whole energy of their rows") {
+  const ComplexMatrix spectrum = with_low_rank(20, 300, 2, 0.5f);
+  const Constellation& points = constellation(Codec::ring, 4);
+  for (const Index rank : {0, 3}) {
+    JointOptions options;
+    options.code_bits = 4;
+    options.rank = rank;
+    const JointSolution shrunk = solve_joint(spectrum, options);
+    options.unbiased = true;
+    const JointSolution solution = solve_joint(spectrum, options);
+    CHECK(solution.codes.packed == shrunk.codes.packed);
+    ComplexMatrix rest = spectrum.clone();
+    if (rank > 0) {
+      const ComplexMatrix part =
+          reference::product(transposed(solution.left.decoded), solution.right.decoded);
+      for (Index i = 0; i < 2 * rest.count(); ++i) rest.real()[i] -= part.real()[i];
+    }
+    const ComplexMatrix decoded = polar_decode(solution.codes, points);
+    for (Index k = 0; k < 20; ++k) {
+      double carried = 0, energy = 0;
+      for (Index l = 0; l < 300; ++l) {
+        const auto x = reference::entry(rest, k, l);
+        carried += (x * std::conj(reference::entry(decoded, k, l))).real();
+        energy += std::norm(x);
+      }
+      CHECK(carried == doctest::Approx(energy).epsilon(1e-3));  // binary16 scales
+    }
+  }
+}
+
 TEST_CASE("a zero spectrum has a zero solution") {
   ComplexMatrix zero(5, 6);
   std::fill_n(zero.real(), 2 * zero.count(), 0.0f);

@@ -105,6 +105,30 @@ def test_a_vector_or_the_diagonal_setting_means_no_feedback():
     assert not np.array_equal(vector.dense(), full.dense())
 
 
+@pytest.mark.parametrize("moment_kind", ["none", "full"])
+def test_unbiased_codes_give_outputs_that_are_not_too_small(moment_kind):
+    weight, x = gaussian((512, 200)), inputs(3000, 200)
+    moment = second_moment(x) if moment_kind == "full" else None
+    y = x @ weight.astype(np.float64).T
+    carried = {}
+    for row_scale in ("least-squares", "unbiased"):
+        config = CompressionConfig(bits=1, row_scale=row_scale)
+        matrix = compress_matrix(weight, config, input_second_moment=moment)
+        carried[row_scale] = np.sum(y * (x @ matrix.dense().T)) / np.sum(y**2)
+    assert carried["least-squares"] < (0.95 if moment_kind == "full" else 0.7)
+    # damping counts as input, so codes under feedback are a little above or below
+    assert carried["unbiased"] == pytest.approx(1.0, abs=0.03)
+
+
+def test_auto_row_scales_are_least_squares_for_a_matrix_and_unbiased_in_a_checkpoint():
+    weight = gaussian((64, 48))
+    auto = compress_matrix(weight, CompressionConfig(bits=2))
+    fitted = compress_matrix(weight, CompressionConfig(bits=2, row_scale="least-squares"))
+    assert np.array_equal(auto.dense(), fitted.dense())
+    assert CompressionConfig(bits=2).for_checkpoint().row_scale == "unbiased"
+    assert CompressionConfig(row_scale="least-squares").for_checkpoint().row_scale != "unbiased"
+
+
 def test_torch_moments_of_any_float_type_are_taken():
     weight, moment = gaussian((24, 20)), second_moment(inputs(100, 20))
     reference = compress_matrix(weight, input_second_moment=moment).dense()

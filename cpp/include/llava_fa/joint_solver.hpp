@@ -22,6 +22,7 @@ struct JointOptions {
   int max_alternations = 10;
   std::uint64_t seed = 0;
   int state_bits = kDefaultStateBits;  // `trellis` only
+  bool unbiased = false;               // enlarge the final row scales, see solve_joint
 };
 
 // The root R of what errors cost; at most one of the two.
@@ -43,7 +44,7 @@ struct JointSolution {
   PolarCodes codes;    // of Ã - L1 L2
   StoredFactor left;   // transposed: (rank, rows)
   StoredFactor right;  // (rank, cols)
-  // Weighted squared error after each accepted alternation, relative to the weighted energy of Ã.
+  // Squared error under R after each accepted alternation, relative to the energy of Ã.
   // Entry 0 is the sequential solution (one truncated SVD, then codes); the sequence never rises.
   std::vector<double> objective;
 };
@@ -53,6 +54,11 @@ struct JointSolution {
 // values that the stored bits decode to, so Q also absorbs the factors' rounding. Stops when it
 // rises or improves by less than 0.1 %, keeps the best iterate, and finishes with a refit of L1 L2
 // that is kept only if it lowers the objective.
+//
+// Codes of least squared error are too small: <x, q> = (1 - D) <x, x>, a factor that is the same in
+// every matrix of a model, so that it multiplies from layer to layer while noise only adds up. With
+// `unbiased`, each row scale is finally enlarged until <x, q> = <x, x> for x = Ã - L1 L2 (under R);
+// the squared error rises from D to D / (1 - D), and all of it is noise. `objective` is of before.
 //
 // spectrum (rows, cols) complex, entries of order one (normalize first)
 // Throws Error(invalid_argument) if an option is out of range.
