@@ -1,4 +1,4 @@
-"""The calibration pass: second moments of every linear layer's input over a few examples."""
+"""Calibration examples: from a file or an iterable to what the model is called with."""
 
 from __future__ import annotations
 
@@ -6,52 +6,14 @@ import hashlib
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from .errors import CheckpointError, NonFiniteError
+from .errors import CheckpointError
 from .writer import hash_file, tensor_bytes
-
-# Rows squared in float64 at a time: bounds the temporary at 8·512·n bytes.
-_ROWS = 512
-
-
-class SecondMoments:
-    """Accumulates ``E[x_j²]`` over the rows ``x`` of a layer's inputs, in float64.
-
-    Parameters
-    ----------
-    size
-        The layer's number of input features n.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.count = 0
-        self._sum = torch.zeros(size, dtype=torch.float64)
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Add inputs of shape (rows, n)."""
-        for begin in range(0, rows.shape[0], _ROWS):
-            block = rows[begin : begin + _ROWS]
-            self._sum += block.to("cpu", torch.float64).square_().sum(0)
-        self.count += rows.shape[0]
-
-    @property
-    def finite(self) -> bool:
-        """Whether no NaN or infinity was added."""
-        return bool(torch.isfinite(self._sum).all())
-
-    def mean(self) -> torch.Tensor:
-        """Return the second moments, float64 of shape (n,)."""
-        if self.count == 0:
-            raise ValueError("no rows were added, so there is no mean")
-        return self._sum / self.count
 
 
 class CalibrationData:
@@ -190,87 +152,3 @@ def prompt_text(processor: Any, text: str | list[Any], images: int) -> str:
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
         text = [{"role": "user", "content": content}]
     return str(processor.apply_chat_template(text, add_generation_prompt=True))
-
-
-def capture_second_moments(
-    model: Any, inputs: Iterable[Mapping[str, Any]], names: Iterable[str]
-) -> dict[str, tuple[torch.Tensor, int]]:
-    """Run the model on every input and collect second moments of its linear layers' inputs.
-
-    Positions that a two-dimensional ``attention_mask`` marks as padding do not count.
-
-    Parameters
-    ----------
-    names
-        Module names of the linear layers to observe.
-
-    Returns
-    -------
-    dict
-        Module name to (``E[x_j²]`` as float64 of shape (n,), number of rows seen). Layers that saw
-        nothing are absent; a warning names them.
-
-    Raises
-    ------
-    NonFiniteError
-        A layer received NaN or infinity; the message names the layer.
-    """
-    moments = {name: SecondMoments(model.get_submodule(name).in_features) for name in names}
-    mask: list[torch.Tensor | None] = [None]
-    with _observe(model, moments, mask), torch.inference_mode():
-        model.eval()
-        for example in inputs:
-            mask[0] = example.get("attention_mask")
-            model(**{key: _to_device(value, model) for key, value in example.items()})
-    unseen = [name for name, moment in moments.items() if moment.count == 0]
-    if unseen:
-        warnings.warn(
-            f"{len(unseen)} layer(s) saw no calibration data and are compressed without: "
-            + ", ".join(unseen),
-            stacklevel=2,
-        )
-    return {name: (moment.mean(), moment.count) for name, moment in moments.items() if moment.count}
-
-
-def _to_device(value: Any, model: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
-
-
-@contextmanager
-def _observe(
-    model: nn.Module, moments: Mapping[str, SecondMoments], mask: list[torch.Tensor | None]
-) -> Iterator[None]:
-    handles = []
-    for name, moment in moments.items():
-
-        def hook(
-            module: nn.Module,
-            args: tuple[Any, ...],
-            name: str = name,
-            moment: SecondMoments = moment,
-        ) -> None:
-            moment.add(_unmasked_rows(args[0], mask[0]))
-            if not moment.finite:
-                raise NonFiniteError(
-                    f"layer {name}: its input holds NaN or infinity on the calibration data; check "
-                    "the examples, or load the model in a wider type"
-                )
-
-        handles.append(model.get_submodule(name).register_forward_pre_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _unmasked_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Flatten to rows of features, without padded positions where the mask fits the shape.
-
-    A vision tower's positions have another count than the prompt's tokens, and no padding.
-    """
-    if mask is not None and mask.ndim == 2 and values.shape[:-1] == mask.shape:
-        return values[mask.to(values.device) != 0]
-    return values.reshape(-1, values.shape[-1])

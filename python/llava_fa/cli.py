@@ -20,6 +20,8 @@ _EXAMPLES = """\
 examples:
   llava-fa compress llava-1.5-7b-hf small --bits 3
   llava-fa compress llava-1.5-7b-hf small --bits 2.5 --recipe recipe.yaml --calib examples.jsonl
+  llava-fa compress llava-1.5-7b-hf small --calib examples.jsonl --save-calibration moments.st
+  llava-fa compress llava-1.5-7b-hf smaller --bits 2 --load-calibration moments.st
   llava-fa inspect small
   llava-fa verify small --source llava-1.5-7b-hf
   llava-fa generate small --image cat.jpg --prompt "What is in the picture?"
@@ -75,6 +77,11 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         "--factor-bits", type=int, default=_DEFAULTS.factor_bits, help="bits of the factors"
     )
     group.add_argument("--odc", default=_DEFAULTS.odc, help="spatial, spectral or none")
+    group.add_argument(
+        "--calibration",
+        default=_DEFAULTS.calibration,
+        help="what to collect from examples: hessian (full second moments) or diagonal",
+    )
     group.add_argument("--no-signs", action="store_true", help="no random signs (the paper's form)")
     group.add_argument("--seed", type=int, default=_DEFAULTS.seed)
 
@@ -91,6 +98,7 @@ def _config(arguments: argparse.Namespace) -> CompressionConfig:
             rank=arguments.rank,
             factor_bits=arguments.factor_bits,
             odc=arguments.odc,
+            calibration=arguments.calibration,
             signs=not arguments.no_signs,
             seed=arguments.seed,
         )
@@ -114,6 +122,7 @@ def _add_compress(commands: Any) -> None:
         "--calib", metavar="FILE.jsonl", help='lines of {"image": ..., "text": ...}'
     )
     parser.add_argument("--calib-samples", type=int, default=128, metavar="N")
+    _add_calibration(parser)
     parser.add_argument(
         "--on-nonfinite",
         choices=("error", "skip"),
@@ -124,6 +133,37 @@ def _add_compress(commands: Any) -> None:
     parser.add_argument("--no-resume", action="store_true", help="start an interrupted run anew")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the compression")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE")
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument(
+        "--one-pass",
+        dest="calibration_order",
+        action="store_const",
+        const="one-pass",
+        default="one-pass",
+        help="calibrate on the inputs that the dense model gives every layer (default)",
+    )
+    order.add_argument(
+        "--sequential",
+        dest="calibration_order",
+        action="store_const",
+        const="sequential",
+        help="calibrate on the inputs that the layers compressed before give",
+    )
+    parser.add_argument(
+        "--calibration-memory",
+        default="4GB",
+        metavar="SIZE",
+        help="for second moments beside the model; less takes more forward passes",
+    )
+    parser.add_argument(
+        "--save-calibration", metavar="FILE", help="keep the second moments for later runs"
+    )
+    parser.add_argument(
+        "--load-calibration", metavar="FILE", help="take them from there instead of --calib"
+    )
 
 
 def _compress(arguments: argparse.Namespace) -> int:
@@ -138,6 +178,10 @@ def _compress(arguments: argparse.Namespace) -> int:
         recipe=arguments.recipe,
         calibration_data=arguments.calib,
         calibration_samples=arguments.calib_samples,
+        calibration_order=arguments.calibration_order,
+        calibration_memory=arguments.calibration_memory,
+        save_calibration=arguments.save_calibration,
+        load_calibration=arguments.load_calibration,
         resume=not arguments.no_resume,
         overwrite=arguments.overwrite,
         progress=not arguments.no_progress,

@@ -1,28 +1,25 @@
 """Compresses a checkpoint, tensor by tensor: plan, calibrate, compress, assemble, publish.
 
-Peak memory is that of the largest matrix and its working set, whatever the size of the model (a
-calibration pass, if asked for, runs the dense model before).
+Peak memory is that of the largest matrix and its working set, whatever the size of the model.
+Calibration, if asked for, needs the dense model and ``calibration_memory`` beside.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from . import writer
-from .capture import CalibrationData, capture_second_moments
+from .calibrate import DEFAULT_MEMORY
+from .calibration_run import CalibrationInput, CalibrationRequest, CalibrationRun
 from .config import CompressionConfig
 from .errors import DiskFullError, LlavaFaError, NonFiniteError
 from .matrix import compress_matrix
 from .model_card import model_card
-from .modules import build_meta_model
+from .moments import MomentSource
 from .output import (
     check_empty,
     check_places,
@@ -37,11 +34,8 @@ from .plan import Plan, make_plan
 from .recipe import Recipe
 from .report import CompressionReport, TensorRow
 from .request import check_same_request, describe_request
-from .shards import Checkpoint, read_header
-
-_SIZE_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-CalibrationInput = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+from .shards import Checkpoint
+from .sizes import parse_size
 
 
 def compress_checkpoint(
@@ -52,6 +46,10 @@ def compress_checkpoint(
     recipe: Recipe | str | os.PathLike[str] | list[Any] | None = None,
     calibration_data: CalibrationInput | None = None,
     calibration_samples: int = 128,
+    calibration_order: str = "one-pass",
+    calibration_memory: int | str = DEFAULT_MEMORY,
+    save_calibration: str | os.PathLike[str] | None = None,
+    load_calibration: str | os.PathLike[str] | None = None,
     resume: bool = True,
     overwrite: bool = False,
     progress: bool = True,
@@ -75,6 +73,17 @@ def compress_checkpoint(
         See :class:`llava_fa.capture.CalibrationData`; None compresses without data.
     calibration_samples
         At most so many examples are used.
+    calibration_order
+        ``"one-pass"``: every layer is calibrated on the inputs that the dense model gives it.
+        ``"sequential"``: on those that the layers compressed before it give; about four passes over
+        the model instead of two, and nothing that can be saved for other settings.
+    calibration_memory
+        Bytes, or text like ``"4GB"``, for second moments and remembered hidden states beside the
+        model. Less takes more forward passes; the result is the same.
+    save_calibration
+        Write all second moments to this safetensors file, for later runs with other settings.
+    load_calibration
+        Take the second moments from such a file instead of ``calibration_data``.
     resume
         Continue an interrupted run; if False, start it anew.
     overwrite
@@ -109,36 +118,55 @@ def compress_checkpoint(
     if on_nonfinite not in ("error", "skip"):
         raise ValueError(f"on_nonfinite must be 'error' or 'skip', got {on_nonfinite!r}")
     config, rules, folder = config or CompressionConfig(), Recipe.load(recipe), Path(output)
-    shard_bytes = _parse_size(max_shard_size)
+    shard_bytes = parse_size("max_shard_size", max_shard_size)
+    calibration = CalibrationRequest.of(
+        calibration_data,
+        calibration_samples,
+        calibration_order,
+        calibration_memory,
+        save_calibration,
+        load_calibration,
+    )
     checkpoint = Checkpoint.open(source)
     check_places(checkpoint.folder, folder)
     plan = make_plan(checkpoint, config, rules)
     _warn(plan.warnings)
-    data = None
-    if calibration_data is not None:
-        data = CalibrationData(calibration_data, calibration_samples)
     settings = {
         "config": config.to_dict(),
         "recipe": rules.to_list(),
-        "calibration": data.fingerprint() if data else None,
+        "calibration": calibration.settings(),
         "on_nonfinite": on_nonfinite,
         "max_shard_bytes": shard_bytes,
     }
+    request = describe_request(checkpoint, settings, progress=progress)
+    hashes = request["source"], request["settings_sha256"]
+    moments = CalibrationRun(checkpoint, plan, calibration, *hashes)
+    moments.check_places(folder, overwrite=overwrite)
     run = PartialRun(folder)
     with run.held(), _resumable_when_disk_is_full():
-        request = describe_request(checkpoint, settings, progress=progress)
-        if not overwrite and resume and (manifest := finished_manifest(folder, request)):
+        finished = finished_manifest(folder, request) if resume and not overwrite else None
+        if finished and moments.is_saved:
             run.clear()
-            rows = tuple(TensorRow.from_dict(row) for row in manifest["rows"])
+            rows = tuple(TensorRow.from_dict(row) for row in finished["rows"])
             return CompressionReport(rows, plan.warnings)
         _prepare(run, checkpoint, request, resume=resume, overwrite=overwrite)
-        moments = _moments(run, checkpoint, plan, data) if data else {}
         with _progress_bar(checkpoint, progress) as done:
 
             def produce(number: int) -> Part:
-                return _produce(run, plan, number, moments, on_nonfinite)
+                part = _produce(run, plan, number, moments, on_nonfinite)
+                done(part.row)
+                return part
 
-            records = build_shards(run, len(plan.entries), produce, shard_bytes, done)
+            records = moments.usable(run, run.finished_shards())
+            unsaved = moments.compress(run, records, produce, progress=progress)
+            records = build_shards(
+                run,
+                records,
+                len(plan.entries),
+                lambda number: unsaved.pop(number, None) or produce(number),
+                shard_bytes,
+                done,
+            )
         return _publish(run, checkpoint, records, config, request, plan.warnings)
 
 
@@ -151,19 +179,6 @@ def _resumable_when_disk_is_full() -> Iterator[None]:
             f"{error}; free some space and run the same command again: it keeps the finished "
             "tensors and continues there"
         ) from error
-
-
-def _parse_size(size: int | str) -> int:
-    if isinstance(size, int) and size > 0:
-        return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", str(size).upper())
-    unit = (
-        (match[2] if match[2].endswith("B") or not match[2] else match[2] + "B") if match else "?"
-    )
-    unit = "" if unit == "B" else unit
-    if match is None or unit not in _SIZE_UNITS or float(match[1]) <= 0:
-        raise ValueError(f"max_shard_size must be bytes or like '5GB', got {size!r}")
-    return int(float(match[1]) * _SIZE_UNITS[unit])
 
 
 def _warn(messages: Iterable[str]) -> None:
@@ -192,36 +207,11 @@ def _prepare(
     run.start(request)
 
 
-def _moments(
-    run: PartialRun, checkpoint: Checkpoint, plan: Plan, data: CalibrationData
-) -> dict[str, torch.Tensor]:
-    """Return the second moments by module name; kept in the state, so that resuming uses the same
-    bits even if the forward pass would not reproduce them.
-    """
-    path = run.folder / "moments.safetensors"
-    if path.exists():
-        return {name: entry.read() for name, entry in read_header(path).items()}
-    names = [name for name, _ in plan.matrices.values()]
-    model = load_dense_model(checkpoint)
-    captured = capture_second_moments(model, data.model_inputs(checkpoint.folder), names)
-    moments = {name: moment for name, (moment, _) in captured.items()}
-    from safetensors.torch import save
-
-    writer.write_bytes(path, save(moments))
-    return moments
-
-
-def load_dense_model(checkpoint: Checkpoint) -> Any:
-    """Load the checkpoint's own class of model in its own type, on the CPU."""
-    model_class: Any = type(build_meta_model(checkpoint))
-    return model_class.from_pretrained(checkpoint.folder, dtype="auto").eval()
-
-
 def _produce(
     run: PartialRun,
     plan: Plan,
     number: int,
-    moments: Mapping[str, torch.Tensor],
+    moments: MomentSource,
     on_nonfinite: str,
 ) -> Part:
     """Make one part: compress the tensor and save it, or keep it as it is."""
@@ -229,11 +219,10 @@ def _produce(
     if entry.name not in plan.matrices:
         return Part.unchanged(entry)
     name, config = plan.matrices[entry.name]
-    weight = entry.read()
+    weight, moment = entry.read(), moments.find(name)
+    values = moment.values if moment else None
     try:
-        matrix = compress_matrix(
-            weight, config.for_checkpoint(), input_second_moment=moments.get(name)
-        )
+        matrix = compress_matrix(weight, config.for_checkpoint(), input_second_moment=values)
     except NonFiniteError as error:
         message = f"{entry.file}: tensor {entry.name}: {error}"
         if on_nonfinite == "error":
@@ -253,6 +242,8 @@ def _produce(
         nbytes_after=matrix.nbytes,
         spec=matrix.spec,
         relative_error=matrix.relative_error(weight),
+        second_moment=moment.kind if moment else "",
+        calibration_rows=moment.rows if moment else 0,
     )
     tensors = {f"{name}.{suffix}": tensor for suffix, tensor in matrix.state_dict().items()}
     return run.save_part(number, row, tensors)
@@ -272,11 +263,15 @@ def _progress_bar(checkpoint: Checkpoint, visible: bool) -> Iterator[Callable[[T
         # Speed is that of the last tensors: kept ones pass in no time and would promise too much.
         smoothing=0.1,
     ) as bar:
-        yield lambda row: _advance(bar, row)
+        shown: set[str] = set()
 
+        def advance(row: TensorRow) -> None:
+            # Calibrated matrices are told twice: when they are finished, and when a shard is.
+            if row.name not in shown:
+                bar.update(row.nbytes_before)
+            shown.add(row.name)
 
-def _advance(bar: Any, row: TensorRow) -> None:
-    bar.update(row.nbytes_before)
+        yield advance
 
 
 def _publish(

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 CODECS = ("ring", "product", "uniform", "trellis")
-CALIBRATION_KINDS = ("hessian", "diagonal")
 ROW_SCALES = ("auto", "least-squares", "unbiased")
 ODC_KINDS = ("spatial", "spectral", "none")
+CALIBRATION_KINDS = ("hessian", "diagonal")
 FACTOR_BITS_FLOAT16 = 16
 MAX_TRELLIS_BITS = 4
 
@@ -44,8 +44,8 @@ class CompressionConfig:
     seed
         Seed of the signs and of the randomized decomposition, 0 to 2**63 - 1.
     calibration
-        What to do with the full second moment of a layer's input where it is known: ``"hessian"``
-        (error feedback) or ``"diagonal"`` (only ODC's use of its diagonal).
+        What data are used for, if there are any: ``"hessian"`` (the full second moment E[x xᵀ] of
+        a layer's input, for error feedback) or ``"diagonal"`` (its mean squares, for ODC alone).
     state_bits
         Bits of a trellis state, 8 to 16: every further one costs twice the time of encoding and
         comes closer to the Shannon bound.

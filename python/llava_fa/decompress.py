@@ -74,7 +74,14 @@ def decompress_checkpoint(
         with tqdm(
             total=len(works), unit="tensor", desc="decompressing", disable=not progress
         ) as bar:
-            records = build_shards(run, len(works), produce, _SHARD_BYTES, lambda row: _step(bar))
+            records = build_shards(
+                run,
+                run.finished_shards(),
+                len(works),
+                produce,
+                _SHARD_BYTES,
+                lambda row: _step(bar),
+            )
         publish(run, checkpoint, records, config, None, card)
     return CompressionReport(tuple(row for record in records for row in record.rows))
 

@@ -51,6 +51,7 @@ model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER", dtype="auto")
 | compressed matrices | {len(report.compressed)}, {bits} |
 | kept as stored | {len(report.kept)} tensors |
 | relative squared error | {_error(report)} |
+| calibration | {report.calibration_text() or "none"} |
 | settings | {settings} |
 
 ```

@@ -236,6 +236,7 @@ def _part_from(path: Path, values: Mapping[str, Any]) -> Part:
 
 def build_shards(
     run: PartialRun,
+    finished: Sequence[ShardRecord],
     count: int,
     produce: Callable[[int], Part],
     max_shard_bytes: int,
@@ -245,12 +246,14 @@ def build_shards(
 
     Parameters
     ----------
+    finished
+        The shards that can stay as they are, the first ones.
     produce
         Makes one part, by its number.
     done
         Told about every row, those from before an interruption too.
     """
-    records = run.finished_shards()
+    records = list(finished)
     first = 0
     for record in records:
         run._drop_parts(first, first + len(record.rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,6 +30,9 @@ class TensorRow:
         ``||W - Ŵ||² / ||W||²``; None if kept or unknown.
     note
         Why it was kept, if that needs saying.
+    second_moment, calibration_rows
+        Which second moment of the input was known, ``"full"``, ``"diagonal"`` or ``""``, and over
+        how many inputs it was averaged.
     """
 
     name: str
@@ -39,6 +43,8 @@ class TensorRow:
     spec: MatrixSpec | None = None
     relative_error: float | None = None
     note: str = ""
+    second_moment: str = ""
+    calibration_rows: int = 0
 
     @property
     def weights(self) -> int:
@@ -144,7 +150,22 @@ class CompressionReport:
         kept = self.kept
         kept_size = f"{sum(row.nbytes_after for row in kept) / 1e6:.2f} MB"
         lines.append(("(kept as stored)", str(len(kept)), kept_size, "", ""))
-        return "\n".join([*_align(lines), "", self.total_line()])
+        text = self.calibration_text()
+        calibration = [f"calibration: {text}"] if text else []
+        return "\n".join([*_align(lines), "", self.total_line(), *calibration])
+
+    def calibration_text(self) -> str:
+        """Return how many matrices had which second moment; "" if none had any."""
+        rows = [row.calibration_rows for row in self.compressed if row.second_moment]
+        if not rows:
+            return ""
+        counts = Counter(row.second_moment for row in self.compressed)
+        words = (("full", "with full second moments"), ("diagonal", "with mean squares"))
+        parts = [f"{counts[kind]} matrices {text}" for kind, text in words if counts[kind]]
+        if counts[""]:
+            parts.append(f"{counts['']} without data")
+        span = f"{min(rows)}" if min(rows) == max(rows) else f"{min(rows)} to {max(rows)}"
+        return f"{', '.join(parts)}; {span} inputs each"
 
     def total_line(self) -> str:
         """Return the totals in one line."""

@@ -255,6 +255,25 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     CheckpointError
         The header is damaged or contradicts the file: the message names file, tensor and field.
     """
+    header, base = _read_header(file)
+    header.pop("__metadata__", None)
+    entries = [_parse_entry(file, name, field, base) for name, field in header.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    _check_layout(file, entries, base, file.stat().st_size)
+    return {entry.name: entry for entry in entries}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the free texts in the header of a safetensors file; empty if it has none."""
+    metadata = _read_header(file)[0].get("__metadata__", {})
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not texts:
+        raise CheckpointError(f"{file}: __metadata__ is not an object of texts; fetch it again")
+    return dict(metadata)
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the header as parsed JSON, and where the tensors' bytes begin."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         prefix = stream.read(8)
@@ -271,12 +290,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{file}: header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: header is not a JSON object")
-    header.pop("__metadata__", None)
-    base = 8 + length
-    entries = [_parse_entry(file, name, field, base) for name, field in header.items()]
-    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
-    _check_layout(file, entries, base, size)
-    return {entry.name: entry for entry in entries}
+    return header, 8 + length
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

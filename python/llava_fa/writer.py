@@ -157,7 +157,7 @@ def write_safetensors(
     # Wide types first keeps every tensor aligned to its type, which memory-mapping readers need.
     ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
     total, hashes = hashlib.sha256(), {}
-    header = _header_bytes(ordered, metadata)
+    header = header_bytes(ordered, metadata)
     nbytes = len(header) + sum(tensor.nbytes for tensor in ordered)
     with atomic_file(path, f"a shard of {len(ordered)} tensors", nbytes) as write:
 
@@ -175,7 +175,10 @@ def write_safetensors(
     return total.hexdigest(), hashes
 
 
-def _header_bytes(tensors: Sequence[StoredTensor], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(
+    tensors: Sequence[StoredTensor | TensorEntry], metadata: Mapping[str, str]
+) -> bytes:
+    """Return the beginning of a safetensors file in which the tensors' bytes follow in order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""The calibration pass: what it accumulates, what it accepts, what it refuses."""
+"""Calibration examples: what is accepted, what is refused, what the model is called with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from conftest import llama_model, llava_inputs, llava_model, llava_processor
-from llava_fa.capture import CalibrationData, SecondMoments, capture_second_moments, prompt_text
+from conftest import llava_model, llava_processor
+from llava_fa.capture import CalibrationData, prompt_text
 from llava_fa.compress import compress_checkpoint
-from llava_fa.errors import CheckpointError, NonFiniteError
+from llava_fa.errors import CheckpointError
+from llava_fa.passes import ForwardPasses
 
 
 class FakeProcessor:
@@ -27,78 +28,6 @@ class FakeProcessor:
         assert add_generation_prompt
         parts = [part for message in messages for part in message["content"]]
         return "".join("<image>" if p["type"] == "image" else f"[{p['text']}]" for p in parts)
-
-
-class TestSecondMoments:
-    def test_mean_over_all_rows(self) -> None:
-        rows = torch.randn(2000, 5)
-        moments = SecondMoments(5)
-        moments.add(rows[:1234])
-        moments.add(rows[1234:])
-        assert moments.count == 2000
-        torch.testing.assert_close(moments.mean(), rows.double().square().mean(0))
-
-    def test_half_precision_does_not_overflow(self) -> None:
-        moments = SecondMoments(1)
-        moments.add(torch.full((4, 1), 60000.0, dtype=torch.float16))
-        assert moments.mean().item() == pytest.approx(60000.0**2, rel=1e-3)
-
-    def test_no_rows_have_no_mean(self) -> None:
-        with pytest.raises(ValueError, match="no rows"):
-            SecondMoments(3).mean()
-
-
-class TestCapture:
-    def test_equals_the_layers_own_inputs(self) -> None:
-        model, inputs = llava_model(), llava_inputs()
-        name = "model.language_model.layers.0.mlp.down_proj"
-        seen = []
-        handle = model.get_submodule(name).register_forward_pre_hook(
-            lambda module, args: seen.append(args[0])
-        )
-        captured = capture_second_moments(model, [inputs], [name])
-        handle.remove()
-        moment, count = captured[name]
-        assert count == 10
-        torch.testing.assert_close(moment, seen[0].double().square().mean((0, 1)))
-
-    def test_every_linear_layer_of_both_towers_sees_data(self) -> None:
-        model = llava_model()
-        names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
-        assert set(capture_second_moments(model, [llava_inputs()], names)) == set(names)
-
-    def test_padding_does_not_count(self) -> None:
-        model = llama_model()
-        name = "model.layers.0.self_attn.q_proj"
-        words = torch.tensor([[5, 6, 7]])
-        alone = capture_second_moments(model, [{"input_ids": words}], [name])[name]
-        padded = {
-            "input_ids": torch.cat([words, torch.full((1, 4), 9)], 1),
-            "attention_mask": torch.tensor([[1, 1, 1, 0, 0, 0, 0]]),
-        }
-        moment, count = capture_second_moments(model, [padded], [name])[name]
-        assert count == alone[1] == 3
-        torch.testing.assert_close(moment, alone[0])
-
-    def test_layers_without_data_are_named_in_a_warning(self) -> None:
-        text_only = {"input_ids": torch.tensor([[3, 4]])}
-        names = ["model.multi_modal_projector.linear_1", "lm_head"]
-        with pytest.warns(UserWarning, match=r"1 layer.*model\.multi_modal_projector\.linear_1"):
-            captured = capture_second_moments(llava_model(), [text_only], names)
-        assert list(captured) == ["lm_head"]
-
-    def test_non_finite_activations_name_the_layer(self) -> None:
-        model = llama_model()
-        with torch.no_grad():
-            model.model.layers[0].mlp.up_proj.weight[0, 0] = float("inf")
-        names = [f"model.layers.0.mlp.{part}_proj" for part in ("up", "down")]
-        with pytest.raises(NonFiniteError, match=r"model\.layers\.0\.mlp\.down_proj"):
-            capture_second_moments(model, [{"input_ids": torch.tensor([[3, 4]])}], names)
-
-    def test_hooks_are_removed(self) -> None:
-        model = llama_model()
-        capture_second_moments(model, [{"input_ids": torch.tensor([[3]])}], ["lm_head"])
-        assert not model.lm_head._forward_pre_hooks
 
 
 class TestData:
@@ -197,9 +126,10 @@ class TestProcessor:
     def test_both_towers_see_them(self, processor_folder: Path) -> None:
         model = llava_model()
         names = ["model.multi_modal_projector.linear_1", "lm_head"]
-        captured = capture_second_moments(model, self.inputs(processor_folder), names)
-        assert captured[names[0]][1] == 2 * 4
-        assert captured[names[1]][1] == 9 + 8 + 2 + 3
+        passes = ForwardPasses(model, lambda: self.inputs(processor_folder))
+        trace, _ = passes.trace(dict.fromkeys(names, False), 0)
+        rows = {layer: i.rows for i in trace.inputs for layer in i.layers}
+        assert rows == {names[0]: 2 * 4, names[1]: 9 + 8 + 2 + 3}
 
     def test_compressing_with_a_file(self, processor_folder: Path, tmp_path: Path) -> None:
         data = processor_folder.with_name("data") / "examples.jsonl"
@@ -208,8 +138,9 @@ class TestProcessor:
             processor_folder, output, calibration_data=data, calibration_samples=2, progress=False
         )
         manifest = json.loads((output / "llava_fa_manifest.json").read_text())
-        fingerprint = manifest["request"]["settings"]["calibration"]
-        assert fingerprint == CalibrationData(data, 2).fingerprint()
+        settings = manifest["request"]["settings"]["calibration"]
+        fingerprint = CalibrationData(data, 2).fingerprint()
+        assert settings == {"data": fingerprint, "order": "one-pass"}
         assert (
             AutoProcessor.from_pretrained(output).chat_template == llava_processor().chat_template
         )

@@ -64,7 +64,8 @@ class TestCompress:
 
     def test_settings_arrive(self, llama_folder: Path, tmp_path: Path) -> None:
         options = (
-            "--bits 2.5 --codec product --rank 2 --factor-bits 6 --odc none --no-signs --seed 3"
+            "--bits 2.5 --codec product --rank 2 --factor-bits 6 --odc none --no-signs --seed 3 "
+            "--calibration diagonal"
         )
         output = tmp_path / "out"
         assert run("compress", llama_folder, output, "--no-progress", *options.split()) == 0
@@ -75,10 +76,38 @@ class TestCompress:
             "rank": 2,
             "factor_bits": 6,
             "odc": "none",
+            "calibration": "diagonal",
             "signs": False,
             "seed": 3,
         }
         assert {key: config[key] for key in wanted} == wanted
+
+    @pytest.mark.filterwarnings("ignore:.*fewer rows")
+    def test_calibration_is_saved_and_reused(
+        self, processor_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        examples = processor_folder.with_name("data") / "examples.jsonl"
+        moments = tmp_path / "moments.safetensors"
+        collect = ("--calib", examples, "--calibration-memory", "50KB", "--save-calibration")
+        assert run("compress", processor_folder, tmp_path / "a", *collect, moments) == 0
+        assert run("compress", processor_folder, tmp_path / "b", "--load-calibration", moments) == 0
+        assert capsys.readouterr().out.count("21 matrices with full second moments") == 2
+        first, second = read_all(tmp_path / "a"), read_all(tmp_path / "b")
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+    @pytest.mark.filterwarnings("ignore:.*fewer rows")
+    @pytest.mark.parametrize("order", ["one-pass", "sequential"])
+    def test_calibration_order(self, processor_folder: Path, tmp_path: Path, order: str) -> None:
+        examples = processor_folder.with_name("data") / "examples.jsonl"
+        output = tmp_path / "out"
+        assert run("compress", processor_folder, output, "--calib", examples, f"--{order}") == 0
+        manifest = json.loads((output / "llava_fa_manifest.json").read_text())
+        assert manifest["request"]["settings"]["calibration"]["order"] == order
+
+    def test_one_order_only(self, llama_folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit) as caught:
+            run("compress", llama_folder, tmp_path / "out", "--sequential", "--one-pass")
+        assert caught.value.code == 2
 
     def test_recipe_and_threads(self, llama_folder: Path, tmp_path: Path) -> None:
         recipe = tmp_path / "recipe.yaml"

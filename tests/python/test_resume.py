@@ -184,19 +184,19 @@ class TestResume:
         with pytest.raises(ResumeError, match="calibration"):
             compress(llama, output)
 
-    def test_calibration_is_not_run_again(
+    def test_a_finished_calibration_is_not_run_again(
         self, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         source, data = tmp_path / "source", [{"input_ids": torch.tensor([[1, 2, 3]])}]
         uneven_inputs(llama_model()).save_pretrained(source)
         compress(source, tmp_path / "whole", calibration_data=data)
         self.interrupt(source, output, 20, calibration_data=data)
-        from llava_fa import compress as module
+        from llava_fa import calibration_run as module
 
         def never(*args: Any) -> None:
             raise AssertionError("the calibration pass ran again")
 
-        monkeypatch.setattr(module, "capture_second_moments", never)
+        monkeypatch.setattr(module, "load_dense_model", never)
         report = compress(source, output, calibration_data=data)
         assert any(row.spec.channel_scale_in for row in report.compressed if row.spec)
         assert folder_bytes(output) == folder_bytes(tmp_path / "whole")
