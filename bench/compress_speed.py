@@ -193,8 +193,8 @@ def main() -> None:
     minutes = sum(row["s all"] for row in model) / 60
     weights = sum(math.prod(m["shape"]) * m["count"] for m in problems["llava-1.5-7b"]["matrices"])
     verdicts = [
-        _verdict("speedup over plain torch", compared[0]["speedup"], TARGET_SPEEDUP, True),
-        _verdict("minutes for LLaVA-1.5-7B, rank 0", minutes, TARGET_MINUTES, False),
+        support.target("speedup over plain torch", compared[0]["speedup"], TARGET_SPEEDUP, True),
+        support.target("minutes for LLaVA-1.5-7B, rank 0", minutes, TARGET_MINUTES, False),
     ]
     if arguments.quick:
         for row in verdicts:
@@ -224,12 +224,6 @@ def _set_threads(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     _core.set_num_threads(arguments.threads)
-
-
-def _verdict(what: str, value: float, target: float, at_least: bool) -> dict[str, Any]:
-    met = value >= target if at_least else value <= target
-    bound = f"at {'least' if at_least else 'most'} {target:g}"
-    return {"figure": what, "measured": value, "target": bound, "met": met}
 
 
 if __name__ == "__main__":

@@ -131,6 +131,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def target(what: str, value: float, bound: float, at_least: bool) -> dict[str, Any]:
+    """A figure to reach as a table's row, with the verdict."""
+    met = value >= bound if at_least else value <= bound
+    words = f"at {'least' if at_least else 'most'} {bound:g}"
+    return {"figure": what, "measured": value, "target": words, "met": met}
+
+
 def interleaved_seconds(
     tasks: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "llava_fa/matmul.hpp"
+#include "llava_fa/spectrum.hpp"
 #include "moments.hpp"
 #include "stages.hpp"
 
@@ -96,7 +97,8 @@ nb::dict tensors(const PackedMatrix& matrix) {
 
 nb::object dense(const PackedMatrix& matrix) {
   const MatrixSpec& spec = matrix.spec();
-  auto out = std::make_unique<float[]>(static_cast<std::size_t>(spec.rows * spec.cols));
+  auto out =
+      std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(spec.rows * spec.cols));
   {
     nb::gil_scoped_release release;
     matrix.decode(out.get());
@@ -105,11 +107,22 @@ nb::object dense(const PackedMatrix& matrix) {
                      {static_cast<std::size_t>(spec.rows), static_cast<std::size_t>(spec.cols)});
 }
 
+nb::object code_planes(const PackedMatrix& matrix) {
+  const auto rows = static_cast<std::size_t>(half_rows(matrix.spec().rows));
+  const auto cols = static_cast<std::size_t>(matrix.spec().cols);
+  auto planes = std::make_unique_for_overwrite<float[]>(2 * rows * cols);
+  {
+    nb::gil_scoped_release release;
+    matrix.decode_rows(0, half_rows(matrix.spec().rows), planes.get(), planes.get() + rows * cols);
+  }
+  return numpy_array(std::move(planes), {2, rows, cols});
+}
+
 nb::object multiply(const PackedMatrix& matrix, AnyArray activations) {
   const FloatArray x(std::move(activations), "activations", 2);
   const auto rows = static_cast<std::size_t>(x.matrix().rows);
   const auto width = static_cast<std::size_t>(matrix.spec().rows);
-  auto out = std::make_unique<float[]>(rows * width);
+  auto out = std::make_unique_for_overwrite<float[]>(rows * width);
   {
     nb::gil_scoped_release release;
     matmul(matrix, x.matrix(), out.get());
@@ -144,6 +157,7 @@ void bind_packed_matrix(nb::module_& m) {
       .def("tensors", &tensors)
       .def("spec", [](const PackedMatrix& matrix) { return spec_to_dict(matrix.spec()); })
       .def("dense", &dense)
+      .def("code_planes", &code_planes)
       .def("matmul", &multiply, nb::arg("activations"))
       .def_prop_ro("nbytes", &PackedMatrix::bytes);
   m.def("tensor_layout", &layout, nb::arg("spec"));

@@ -30,7 +30,8 @@ void bind_spectrum(nb::module_& m) {
                                  std::to_string(output_channels) + " output channels")
                                     .c_str());
         }
-        auto out = std::make_unique<float[]>(static_cast<std::size_t>(output_channels * cols));
+        auto out = std::make_unique_for_overwrite<float[]>(
+            static_cast<std::size_t>(output_channels * cols));
         {
           nb::gil_scoped_release release;
           inverse_half_spectrum(std::move(planes), output_channels, out.get());

@@ -136,6 +136,14 @@ class CompressedMatrix:
         """Return the decoded weight, (m, n) float32."""
         return _as_kind(self._packed.dense(), self._as_torch)
 
+    def code_planes(self) -> Any:
+        """Return what the codes decode to in the half spectrum, (2, m // 2 + 1, n) float32.
+
+        Real and imaginary plane of row scale times point, without the low-rank part and
+        ``matrix_scale``.
+        """
+        return _as_kind(self._packed.code_planes(), self._as_torch)
+
     def matmul(self, x: ArrayT) -> ArrayT:
         """Return ``x Wᵀ`` without forming the dense weight.
 
@@ -212,8 +220,8 @@ def compress_matrix(
     config
         Options; the default is ``CompressionConfig(bits=3)``.
     input_second_moment
-        (n,) mean squares E[x_j²] of the inputs, or the full (n, n) matrix E[x xᵀ], of which the
-        diagonal is used (and, with ``odc="spectral"``, the spectrum).
+        (n,) mean squares E[x_j²] of the inputs, for ODC alone; or the full (n, n) matrix E[x xᵀ]:
+        then codes are found with error feedback, unless ``config.calibration == "diagonal"``.
     output_second_moment
         (m,) mean squared output gradients.
 

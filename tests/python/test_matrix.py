@@ -223,6 +223,7 @@ def test_stored_tensors_alone_determine_the_weight(
             llava_fa.constellation("ring", factor_bits)["rings"]
         )
     expected = reference.decode({name: t.numpy() for name, t in state.items()}, tables)
+    assert matrix.code_planes().shape == (2, shape[0] // 2 + 1, shape[1])
     np.testing.assert_allclose(matrix.dense(), expected, atol=3e-6 * np.abs(expected).max())
     loaded = CompressedMatrix.from_state_dict(state)
     assert torch.equal(loaded.dense(), torch.from_numpy(matrix.dense()))
