@@ -1,8 +1,8 @@
 """How long do error feedback and the trellis take, against the machine's matrix-product peak?
 
 1. Compressing one matrix at 2 bits: `ring` and `trellis`, without data and with a full second
-   moment (its factorization included). The arithmetic of the feedback stands beside the peak of matrix
-   products measured in the same run.
+   moment (its factorization included). The arithmetic of the feedback stands beside the peak of
+   matrix products measured in the same run.
 2. Decoding the codes of the same matrices, against copying as many floats into new memory.
 """
 

@@ -86,7 +86,7 @@ def test_compress_speed(tmp_path: Path) -> None:
     assert compared[0]["library error"] == pytest.approx(compared[0]["plain torch error"], rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed"])
+@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed", "feedback_speed"])
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +98,7 @@ def test_help(
     assert f"usage: python -m bench.{name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed"])
+@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed", "feedback_speed"])
 def test_committed_results_name_their_command_and_machine(name: str) -> None:
     path = ROOT / "bench" / "results" / f"{name}.json"
     record = json.loads(path.read_text())
