@@ -13,6 +13,7 @@ import torch
 from scipy.special import erf, erfinv
 from torch import Tensor
 
+from bench.group_grid import SMALLEST_SCALE, cut, group_bits, range_grid, uncut
 from bench.plain_torch import (
     half_spectrum,
     inverse_half_spectrum,
@@ -55,34 +56,32 @@ class Baseline:
         return self.stored_bits / self.dense.numel()
 
 
-def _groups(weight: Tensor, size: int) -> Tensor:
-    """The rows cut into groups: (rows, groups, size), a short last group filled with its end."""
-    missing = -weight.shape[1] % size
-    filled = torch.cat([weight, weight[:, -1:].expand(-1, missing)], dim=1)
-    return filled.reshape(weight.shape[0], -1, size)
-
-
 def round_to_nearest(weight: Tensor, bits: int, group: int = 64) -> Baseline:
     """Asymmetric min/max rounding: float16 scale and ``bits``-bit zero point per group."""
-    values = _groups(weight.float(), group)
-    levels = 2**bits - 1
-    low = values.amin(dim=2, keepdim=True).clamp_max(0)
-    high = values.amax(dim=2, keepdim=True).clamp_min(0)
-    scale = ((high - low) / levels).clamp_min(2.0**-24).half().float()
-    zero = (-low / scale).round().clamp(0, levels)
-    codes = (values / scale + zero).round().clamp(0, levels)
-    dense = ((codes - zero) * scale).reshape(len(weight), -1)[:, : weight.shape[1]]
-    return Baseline(dense, weight.numel() * bits + scale.numel() * (16 + bits))
+    values = cut(weight.float(), group)
+    dense = uncut(range_grid(values, bits).round(values), weight.shape[1])
+    return Baseline(dense, group_bits(*weight.shape, bits, group))
 
 
-def normal_float_4(weight: Tensor, group: int = 64) -> Baseline:
-    """NF4: sixteen quantile levels times a float16 absolute maximum per group."""
-    values = _groups(weight.float(), group)
-    scale = values.abs().amax(dim=2, keepdim=True).clamp_min(2.0**-24).half().float()
+def normal_float_4(
+    weight: Tensor, group: int = 64, scale_dtype: torch.dtype = torch.float16
+) -> Baseline:
+    """NF4: sixteen quantile levels times an absolute maximum per group."""
+    codes, scale = normal_float_4_codes(weight, group, scale_dtype)
+    dense = uncut(torch.tensor(NF4_LEVELS)[codes] * scale, weight.shape[1])
+    return Baseline(dense, weight.numel() * 4 + scale.numel() * 8 * scale_dtype.itemsize)
+
+
+def normal_float_4_codes(
+    weight: Tensor, group: int, scale_dtype: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor]:
+    """Indices of the NF4 levels, (m, groups, group), and float32 values of the stored scales."""
+    values = cut(weight.float(), group)
+    scale = values.abs().amax(dim=2, keepdim=True).clamp_min(SMALLEST_SCALE)
+    scale = scale.to(scale_dtype).float()
     levels = torch.tensor(NF4_LEVELS)
     codes = torch.bucketize((values / scale).contiguous(), (levels[1:] + levels[:-1]) / 2)
-    dense = (levels[codes] * scale).reshape(len(weight), -1)[:, : weight.shape[1]]
-    return Baseline(dense, weight.numel() * 4 + scale.numel() * 16)
+    return codes, scale
 
 
 @lru_cache
