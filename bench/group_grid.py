@@ -6,13 +6,14 @@ a float16 scale and a ``bits``-bit zero point per group.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SHRINKS = tuple(0.3 + 0.025 * step for step in range(29))
-"""Shares of the full range, 0.3 to 1, that the search for a clipped range tries."""
+SHRINKS = tuple(1 - step / 100 for step in range(80))
+"""Shares of the full range that the search for a clipped range tries, as GPTQ's own code does."""
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16; keeps groups of zeros from dividing by zero."""
@@ -65,30 +66,43 @@ def group_bits(rows: int, columns: int, bits: int, size: int) -> int:
     return rows * columns * bits + rows * -(-columns // size) * (16 + bits)
 
 
-def range_grid(values: Tensor, bits: int, shrink: float = 1.0) -> Grid:
+def range_grid(values: Tensor, bits: int, shrink: float = 1.0, upward: bool | None = None) -> Grid:
     """Span the range of the last axis, which always holds zero, times ``shrink``.
 
-    The scale is rounded to float16, the zero point to a code, as they are stored.
+    The scale is rounded to float16, the zero point to a code, as they are stored: to the nearest
+    code, or upward or downward if ``upward`` says so.
     """
     levels = 2**bits - 1
     low = shrink * values.amin(dim=-1, keepdim=True).clamp_max(0)
     high = shrink * values.amax(dim=-1, keepdim=True).clamp_min(0)
     scale = ((high - low) / levels).clamp_min(SMALLEST_SCALE).half().to(values.dtype)
-    zero = (-low / scale).round().clamp(0, levels)
-    return Grid(scale, zero, levels)
+    exact = -low / scale
+    zero = exact.round() if upward is None else exact.ceil() if upward else exact.floor()
+    return Grid(scale, zero.clamp(0, levels), levels)
+
+
+def candidate_grids(values: Tensor, bits: int, step: int = 1) -> Iterator[Grid]:
+    """Yield the grids that a search tries: shrunk ranges, both neighbouring zero points.
+
+    The full range with the nearest zero point comes first; ``step`` takes every so manieth share.
+    """
+    yield range_grid(values, bits)
+    for shrink in SHRINKS[::step]:
+        for upward in (False, True):
+            yield range_grid(values, bits, shrink, upward)
 
 
 def searched_grid(
     values: Tensor, bits: int, importance: Tensor | None = None, norm: float = 2.0
 ) -> Grid:
     """Return the clipped grid of least ``sum importance |error|^norm`` over the last axis."""
-    weights = torch.ones_like(values) if importance is None else importance.to(values.dtype)
     best = range_grid(values, bits)
     least = torch.full_like(best.scale, torch.inf)
-    for shrink in SHRINKS:
-        grid = range_grid(values, bits, shrink)
+    for grid in candidate_grids(values, bits):
         error = (values - grid.round(values)).abs().pow(norm)
-        total = (error * weights).sum(dim=-1, keepdim=True)
+        if importance is not None:
+            error = error * importance.to(values.dtype)
+        total = error.sum(dim=-1, keepdim=True)
         best = grid.where(total < least, best)
         least = torch.minimum(total, least)
     return best
