@@ -204,9 +204,7 @@ def _fed_back_grid(group: Tensor, factor: Tensor, bits: int) -> Grid:
     return Grid(scale[best, row], zero[best, row], grids[0].levels)
 
 
-def _static_grids(
-    values: Tensor, factor: Tensor, order: Tensor, settings: GptqSettings
-) -> GridOf:
+def _static_grids(values: Tensor, factor: Tensor, order: Tensor, settings: GptqSettings) -> GridOf:
     """Set the grids of groups of neighbouring columns before anything is coded."""
     groups = cut(values, settings.group)
     if settings.search == "none":

@@ -7,7 +7,6 @@ replaced weights against them: KL divergence, agreement and accuracy, with inter
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,9 +21,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.baselines import Baseline
+from bench.score_store import Store, hash_of_files, hash_of_tensors, key_of
 from examples.tiny_lmm.answering import answer_distributions
 from examples.tiny_lmm.architecture import WORD_ID
-from examples.tiny_lmm.benchmark import benchmark_questions, calibration_questions
+from examples.tiny_lmm.benchmark import (
+    CALIBRATION_SEED,
+    benchmark_questions,
+    calibration_questions,
+)
 from examples.tiny_lmm.evaluate import evaluate
 from examples.tiny_lmm.statistics import clustered_mean
 from llava_fa import CompressionConfig, compress_matrix
@@ -33,6 +37,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_MODEL = ROOT / "examples" / "tiny_lmm" / "model"
 KEPT_DENSE = ("lm_head",)
 LINEAR_NAMES = re.compile(r"(_proj|\.fc[12]|\.linear_[12])\.weight$")
+HELD_OUT_SEED = 20_260_409
+"""Seed of the images whose inputs measure output errors; training and all others differ."""
+
 Interval = tuple[float, float]
 
 
@@ -58,6 +65,16 @@ class Score:
         """Mean KL divergence from the dense model's answers, in nats."""
         return float(self.divergences.mean())
 
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the fields as arrays, to be kept."""
+        agreement = np.array(self.agreement)
+        return {"divergences": self.divergences, "hits": self.hits, "agreement": agreement}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Score:
+        """Undo ``arrays``."""
+        return cls(arrays["divergences"], arrays["hits"], float(arrays["agreement"]))
+
 
 class Judge:
     """The dense model with its answers, ready to try other weights.
@@ -68,9 +85,11 @@ class Judge:
         A checkpoint of the tiny model.
     questions : int
         How many questions of the held-out benchmark to ask.
+    store : Store, optional
+        Where answers and scores are kept between runs.
     """
 
-    def __init__(self, folder: Path, questions: int) -> None:
+    def __init__(self, folder: Path, questions: int, store: Store | None = None) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
@@ -83,8 +102,17 @@ class Judge:
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Linear) and not name.endswith(KEPT_DENSE)
         }
+        self._store = Store(None) if store is None else store
         self._scores: dict[str, Score] = {}
-        self.reference = self._ask()
+        state = {name: tensor.float() for name, tensor in self.model.state_dict().items()}
+        asking = ROOT / "examples" / "tiny_lmm"
+        self.key = key_of(
+            model=hash_of_tensors(state),
+            questions=questions,
+            code=hash_of_files(asking.glob("*.py")),
+            torch=torch.__version__,
+        )
+        self.reference = self._reference()
         self.dense_accuracy = evaluate(self.reference, self.questions).accuracy
 
     @property
@@ -94,13 +122,39 @@ class Judge:
 
     def score(self, weights: Mapping[str, Tensor]) -> Score:
         """Ask the benchmark with some weights replaced; equal weights are asked once."""
-        digest = hashlib.sha256()
-        for name in sorted(weights):
-            digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-        key = digest.hexdigest()
+        key = key_of(judge=self.key, weights=hash_of_tensors(weights))
         if key not in self._scores:
-            self._scores[key] = self._scored(weights)
+            found = self._store.get(key)
+            if found is None:
+                score = self._scored(weights)
+                self._store.put(key, score.arrays())
+            else:
+                score = Score.of_arrays(found)
+            self._scores[key] = score
         return self._scores[key]
+
+    def _reference(self) -> npt.NDArray[np.float64]:
+        """Return the dense model's answers, log-probabilities (questions, vocabulary)."""
+        found = self._store.get(self.key)
+        if found is None:
+            found = {"answers": self._ask()}
+            self._store.put(self.key, found)
+        return found["answers"]
+
+    def output_errors(
+        self, weights: Mapping[str, Tensor], second_moments: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """Relative squared output error of every replaced matrix, for inputs of these moments.
+
+        ``tr(E H E^T) / tr(W H W^T)`` with H = E[x x^T] and E the difference of the weights.
+        """
+        errors = {}
+        for name, replaced in weights.items():
+            moment, dense = second_moments[name].double(), self.weights[name].double()
+            difference = dense - replaced.double()
+            energy = float(((dense @ moment) * dense).sum())
+            errors[name] = float(((difference @ moment) * difference).sum()) / energy
+        return errors
 
     def _scored(self, weights: Mapping[str, Tensor]) -> Score:
         with self._replaced(weights):
@@ -142,10 +196,13 @@ class Judge:
         truth = np.array([WORD_ID[question.answer] for question in self.questions])
         return (answers.argmax(axis=1) == truth).astype(float)
 
-    def second_moments(self, count: int, *, full: bool = False) -> dict[str, Tensor]:
-        """E[x_j^2], or E[x x^T] if ``full``, of every matrix's input.
+    def second_moments(
+        self, count: int, *, full: bool = False, seed: int = CALIBRATION_SEED
+    ) -> dict[str, Tensor]:
+        """E[x_j^2] (float32), or E[x x^T] (float64) if ``full``, of every matrix's input.
 
-        From ``count`` questions on images that are not in the benchmark.
+        From ``count`` questions on images that are not in the benchmark; seed ``HELD_OUT_SEED``
+        gives others than calibration sees.
         """
         sums: dict[str, Tensor] = {}
         rows: dict[str, int] = dict.fromkeys(self.weights, 0)
@@ -153,8 +210,9 @@ class Judge:
         def watch(name: str) -> Any:
             def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 x = inputs[0].reshape(-1, inputs[0].shape[-1])
+                x = x.double()
                 moment = x.T @ x if full else x.square().sum(dim=0)
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + moment.double()
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + moment
                 rows[name] += len(x)
 
             return hook
@@ -163,12 +221,13 @@ class Judge:
         handles = [modules[name].register_forward_pre_hook(watch(name)) for name in self.weights]
         try:
             # One image at a time: rows of several images would be padded to equal length.
-            asked = calibration_questions(count)
+            asked = calibration_questions(count, seed)
             answer_distributions(self.model, self.processor, asked, batch_size=1)
         finally:
             for handle in handles:
                 handle.remove()
-        return {name: (total / rows[name]).float() for name, total in sums.items()}
+        means = {name: total / rows[name] for name, total in sums.items()}
+        return means if full else {name: mean.float() for name, mean in means.items()}
 
     def _ask(self) -> npt.NDArray[np.float64]:
         return answer_distributions(self.model, self.processor, self.questions, batch_size=32)
