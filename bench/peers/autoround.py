@@ -43,7 +43,8 @@ def quantize(task: Task, options: dict[str, Any], seed: int) -> dict[str, Baseli
     ]
     # Samples shorter than `seqlen` would be dropped; layers outside blocks must be named.
     shortest = min(sample["input_ids"].shape[1] for sample in inputs)
-    projector = {name: dict(options) for name in task.weights if "projector" in name}
+    layer = {key: options[key] for key in ("bits", "group_size", "sym") if key in options}
+    projector = {name: dict(layer) for name in task.weights if "projector" in name}
     tuner = AutoRound(
         model,
         tokenizer=processor.tokenizer,
