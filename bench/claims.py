@@ -57,7 +57,11 @@ class Laboratory:
         settings = {"odc": "spatial" if data else "none", **settings}
         seeds = self.seeds if settings.get("signs", True) else self.seeds[:1]
         return [
-            tiny_model.compressed(self.weights, CompressionConfig(seed=seed, **settings), moments)
+            tiny_model.compressed(
+                self.weights,
+                CompressionConfig(seed=seed, calibration="diagonal", **settings),
+                moments,
+            )
             for seed in seeds
         ]
 

@@ -114,7 +114,7 @@ def library(name: str, bits: float, data: str = "", **settings: Any) -> Method |
     """
     options = {"bits": bits, **settings}
     try:
-        config = CompressionConfig.from_dict(options)
+        config = CompressionConfig.from_dict(options).for_checkpoint()
     except ValueError as error:
         return Skipped(name, bits, f"the installed llava_fa refuses these options: {error}")
 

@@ -15,6 +15,25 @@ from bench.support import RESULTS, markdown
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+QUOTED = (
+    m.ROUNDED,
+    m.AWQ_SEARCHED,
+    m.STRONG_GPTQ,
+    m.SVD_LLM,
+    m.LQ_LORA,
+    m.NF4,
+    "HQQ g64",
+    "GPTQModel",
+    "bitsandbytes NF4 g64",
+    m.NO_DATA,
+    m.TRELLIS_NO_DATA,
+    m.FED_BACK,
+    m.TRELLIS,
+)
+"""Methods that the README quotes; the results hold all."""
+QUOTED_WIDTHS = (1.5, 2.0, 3.0, 4.0)
+
+
 def _load(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 

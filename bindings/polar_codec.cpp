@@ -1,20 +1,23 @@
-// Bindings of llava_fa/constellation.hpp and llava_fa/polar_codec.hpp.
+// Bindings of llava_fa/constellation.hpp, llava_fa/polar_codec.hpp and llava_fa/trellis.hpp.
 #include "llava_fa/polar_codec.hpp"
 
 #include <nanobind/stl/string.h>
 
 #include "arrays.hpp"
+#include "llava_fa/trellis.hpp"
 #include "stages.hpp"
 
 namespace llava_fa::bindings {
 namespace {
 
-nb::tuple encode(const AnyArray& values, const std::string& codec, int code_bits) {
+nb::tuple encode(const AnyArray& values, const std::string& codec, int code_bits, int state_bits) {
   ComplexMatrix planes = split_planes(values, "values");
   PolarCodes codes;
   {
     nb::gil_scoped_release release;
-    codes = polar_encode(planes, constellation(codec_from_name(codec), code_bits), false);
+    const Codec kind = codec_from_name(codec);
+    codes = kind == Codec::trellis ? trellis_encode(planes, code_bits, state_bits, false)
+                                   : polar_encode(planes, constellation(kind, code_bits), false);
   }
   const std::size_t rows = codes.row_scale.size();
   return nb::make_tuple(numpy_copy<std::uint8_t>(codes.packed, {rows, codes.packed.size() / rows}),
@@ -25,8 +28,14 @@ nb::tuple encode(const AnyArray& values, const std::string& codec, int code_bits
 nb::object decode(
     nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> packed,
     nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> scale, Index cols,
-    const std::string& codec, int code_bits) {
-  const Constellation& points = constellation(codec_from_name(codec), code_bits);
+    const std::string& codec, int code_bits, int state_bits) {
+  const Codec kind = codec_from_name(codec);
+  // throws for widths that the codec does not have, before any size is computed from them
+  if (kind == Codec::trellis) {
+    trellis(code_bits, state_bits);
+  } else {
+    constellation(kind, code_bits);
+  }
   if (cols < 1 || static_cast<Index>(packed.shape(1)) != packed_row_bytes(cols, code_bits) ||
       packed.shape(0) != scale.shape(0)) {
     throw nb::value_error(("codes have shape (" + std::to_string(packed.shape(0)) + ", " +
@@ -39,8 +48,13 @@ nb::object decode(
   ComplexMatrix out(static_cast<Index>(packed.shape(0)), cols);
   {
     nb::gil_scoped_release release;
-    polar_decode_rows(packed.data(), scale.data(), cols, points, 0, out.rows(), out.real(),
-                      out.imag());
+    if (kind == Codec::trellis) {
+      trellis_decode_rows(packed.data(), scale.data(), out.rows(), cols, code_bits, state_bits, 0,
+                          out.rows(), out.real(), out.imag());
+    } else {
+      polar_decode_rows(packed.data(), scale.data(), cols, constellation(kind, code_bits), 0,
+                        out.rows(), out.real(), out.imag());
+    }
   }
   return numpy_complex(out);
 }
@@ -60,9 +74,10 @@ nb::dict describe(const std::string& codec, int code_bits) {
 }  // namespace
 
 void bind_polar_codec(nb::module_& m) {
-  m.def("polar_encode", &encode, nb::arg("values"), nb::arg("codec"), nb::arg("code_bits"));
+  m.def("polar_encode", &encode, nb::arg("values"), nb::arg("codec"), nb::arg("code_bits"),
+        nb::arg("state_bits"));
   m.def("polar_decode", &decode, nb::arg("packed"), nb::arg("row_scale_bits"), nb::arg("cols"),
-        nb::arg("codec"), nb::arg("code_bits"));
+        nb::arg("codec"), nb::arg("code_bits"), nb::arg("state_bits"));
   m.def("constellation", &describe, nb::arg("codec"), nb::arg("code_bits"));
 }
 

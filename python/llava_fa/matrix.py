@@ -309,20 +309,35 @@ def truncated_svd(
     return left, values, right
 
 
-def polar_encode(values: ArrayT, code_bits: int, codec: str = "ring") -> tuple[ArrayT, ArrayT]:
-    """Return packed codes, (rows, ceil(cols · code_bits / 8)) uint8, and row scales, float16."""
-    parts = _core.polar_encode(_exportable(values), codec, code_bits)
+def polar_encode(
+    values: ArrayT,
+    code_bits: int,
+    codec: str = "ring",
+    *,
+    state_bits: int = CompressionConfig.state_bits,
+) -> tuple[ArrayT, ArrayT]:
+    """Return packed codes, (rows, ceil(cols · code_bits / 8)) uint8, and row scales, float16.
+
+    ``state_bits`` is the trellis' and ignored otherwise.
+    """
+    parts = _core.polar_encode(_exportable(values), codec, code_bits, state_bits)
     codes, row_scale = (_as_kind(part, _is_torch(values)) for part in parts)
     return codes, row_scale
 
 
 def polar_decode(
-    codes: ArrayT, row_scale: ArrayT, cols: int, code_bits: int, codec: str = "ring"
+    codes: ArrayT,
+    row_scale: ArrayT,
+    cols: int,
+    code_bits: int,
+    codec: str = "ring",
+    *,
+    state_bits: int = CompressionConfig.state_bits,
 ) -> ArrayT:
     """Inverse of :func:`polar_encode`: (rows, cols) complex64."""
     packed = np.ascontiguousarray(_to_numpy(codes), dtype=np.uint8)
     scale = np.ascontiguousarray(_to_numpy(row_scale), dtype=np.float16).view(np.uint16)
-    values = _core.polar_decode(packed, scale, cols, codec, code_bits)
+    values = _core.polar_decode(packed, scale, cols, codec, code_bits, state_bits)
     result: ArrayT = _as_kind(values, _is_torch(codes))
     return result
 

@@ -110,6 +110,22 @@ def test_truncated_svd_is_close_to_optimal(decay, rank):
     np.testing.assert_allclose(exact[1], values[:rank], rtol=1e-4, atol=2e-7 * 60)
 
 
+@pytest.mark.parametrize(("code_bits", "state_bits"), [(1, 8), (4, 10), (5, 12), (8, 9)])
+def test_trellis_codes_decode_to_the_points_that_the_format_states(code_bits, state_bits):
+    rng = np.random.default_rng(3)
+    shape = (300, 7)
+    values = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+    codes, scale = llava_fa.polar_encode(values, code_bits, "trellis", state_bits=state_bits)
+    decoded = llava_fa.polar_decode(codes, scale, 7, code_bits, "trellis", state_bits=state_bits)
+    unpacked = np.stack([reference.unpack_bits(row, 7, code_bits) for row in codes])
+    points = reference.trellis_entries(unpacked, code_bits, state_bits)
+    np.testing.assert_allclose(decoded, scale.astype(float)[:, None] * points, atol=1e-5)
+    # between the Shannon limit and memoryless coding
+    distortion = np.mean(np.abs(values - decoded) ** 2) / np.mean(np.abs(values) ** 2)
+    memoryless = llava_fa.constellation("ring", code_bits)["design_distortion"]
+    assert 2.0**-code_bits < distortion < memoryless
+
+
 def test_svd_arguments_are_checked():
     matrix = llava_fa.half_spectrum(gaussian((8, 5)))
     with pytest.raises(ValueError, match="rank is 6, expected 1 to 5"):
