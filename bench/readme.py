@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import methods as m
 from bench.support import RESULTS, markdown
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -42,16 +43,23 @@ def quality_section() -> str:
     """Answers of the tiny model over stored bits, with the chart."""
     results = _load("quality")
     dense = results["dense"]
-    columns = ("method", "bits", "stored bits", "KL", "agreement %", "accuracy %")
-    rows = results["tables"]["Answers of the tiny model"]
-    table = markdown([{column: row[column] for column in columns} for row in rows])
+    columns = ("method", "bits", "stored bits", "output error", "KL", "accuracy %")
+    measured = results["tables"]["Answers of the tiny model"]
+    rows = [
+        {column: row[column] for column in columns}
+        for bits in QUOTED_WIDTHS
+        for name in QUOTED
+        for row in measured
+        if (row["method"], row["bits"]) == (name, bits)
+    ]
     return (
         f"{dense['questions']} held-out questions about generated images, answered by the trained\n"
-        "LLaVA-architecture model in `examples/tiny_lmm/`; all stored bits counted; KL is the\n"
-        "mean divergence of the answer distribution from the dense model's, in nats. Dense\n"
+        "LLaVA-architecture model in `examples/tiny_lmm/`; all stored bits counted. Output error\n"
+        "is the mean relative squared error of layers' outputs on held-out inputs; KL is the mean\n"
+        "divergence of the answer distribution from the dense model's, in nats. Dense\n"
         f"accuracy: {dense['accuracy %']:.1f} % (95 % interval {dense['accuracy interval']}).\n\n"
         "![KL and accuracy over stored bits](bench/results/quality.png)\n\n"
-        f"{table}\n\n`{results['command']}`"
+        f"{markdown(rows)}\n\nAll rows: `bench/results/quality.md`, by `{results['command']}`"
     )
 
 

@@ -6,15 +6,18 @@ Importing the package registers ``quant_method: "llava_fa"`` with transformers, 
 
 from llava_fa import _core
 from llava_fa._register import register_when_transformers_is_imported
+from llava_fa.bit_plan import BitPlan
 from llava_fa.compress import compress_checkpoint
 from llava_fa.config import CompressionConfig
 from llava_fa.decompress import decompress_checkpoint
 from llava_fa.errors import (
+    BudgetError,
     CheckpointError,
     FormatError,
     LlavaFaError,
     MissingFileError,
     NonFiniteError,
+    PlanError,
     RecipeError,
     ResumeError,
 )
@@ -31,6 +34,7 @@ from llava_fa.matrix import (
     polar_encode,
     truncated_svd,
 )
+from llava_fa.planning import plan_checkpoint
 from llava_fa.recipe import Recipe
 from llava_fa.report import CompressionReport
 from llava_fa.verify import inspect_checkpoint, verify_checkpoint
@@ -38,6 +42,8 @@ from llava_fa.verify import inspect_checkpoint, verify_checkpoint
 __version__: str = _core.version()
 
 __all__ = [
+    "BitPlan",
+    "BudgetError",
     "CheckpointError",
     "CompressedMatrix",
     "CompressionConfig",
@@ -47,6 +53,7 @@ __all__ = [
     "MatrixSpec",
     "MissingFileError",
     "NonFiniteError",
+    "PlanError",
     "Recipe",
     "RecipeError",
     "ResumeError",
@@ -60,6 +67,7 @@ __all__ = [
     "inspect_checkpoint",
     "inverse_half_spectrum",
     "load_model",
+    "plan_checkpoint",
     "polar_decode",
     "polar_encode",
     "truncated_svd",

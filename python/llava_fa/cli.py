@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 an error or a failed verification, 2 wrong usage, 130 i
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .cli_plan import add_plan_options, add_target, contradiction, run_plan
 from .config import CompressionConfig
 from .errors import LlavaFaError
 
@@ -20,6 +22,8 @@ _EXAMPLES = """\
 examples:
   llava-fa compress llava-1.5-7b-hf small --bits 3
   llava-fa compress llava-1.5-7b-hf small --bits 2.5 --recipe recipe.yaml --calib examples.jsonl
+  llava-fa compress llava-1.5-7b-hf small --target-size 3.2GB
+  llava-fa plan llava-1.5-7b-hf --target-bits 2.75
   llava-fa compress llava-1.5-7b-hf small --calib examples.jsonl --save-calibration moments.st
   llava-fa compress llava-1.5-7b-hf smaller --bits 2 --load-calibration moments.st
   llava-fa inspect small
@@ -41,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compress(commands)
+    _add_plan(commands)
     _add_decompress(commands)
     _add_inspect(commands)
     _add_verify(commands)
@@ -66,42 +71,51 @@ def _command(
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, *, bits: bool = True) -> None:
+    """Add the settings; without a default, so that a given one is known from a left-out one."""
     group = parser.add_argument_group("settings of every matrix (a recipe can override them)")
-    group.add_argument(
-        "--bits", type=float, default=_DEFAULTS.bits, help="code bits per weight, 1 to 5 in halves"
-    )
-    group.add_argument("--codec", default=_DEFAULTS.codec, help="ring, product or uniform")
-    group.add_argument("--rank", type=int, default=_DEFAULTS.rank, help="complex rank of L1 L2")
-    group.add_argument(
-        "--factor-bits", type=int, default=_DEFAULTS.factor_bits, help="bits of the factors"
-    )
-    group.add_argument("--odc", default=_DEFAULTS.odc, help="spatial, spectral or none")
-    group.add_argument(
+
+    def add(option: str, kind: type, text: str) -> None:
+        default = getattr(_DEFAULTS, option.strip("-").replace("-", "_"))
+        group.add_argument(option, type=kind, help=f"{text} (default {default})")
+
+    if bits:
+        add("--bits", float, "code bits per weight, 1 to 5 in halves")
+    add("--codec", str, "ring, trellis, product or uniform")
+    add("--rank", int, "complex rank of L1 L2")
+    add("--factor-bits", int, "bits of the factors")
+    add("--odc", str, "spatial, spectral or none")
+    add(
         "--calibration",
-        default=_DEFAULTS.calibration,
-        help="what to collect from examples: hessian (full second moments) or diagonal",
+        str,
+        "what examples are used for: hessian (full second moments) or diagonal",
     )
-    group.add_argument("--no-signs", action="store_true", help="no random signs (the paper's form)")
-    group.add_argument("--seed", type=int, default=_DEFAULTS.seed)
+    add("--state-bits", int, "bits of a trellis state, 8 to 16")
+    add("--row-scale", str, "auto, least-squares or unbiased")
+    add("--seed", int, "of the random signs")
+    group.add_argument(
+        "--no-signs",
+        dest="signs",
+        action="store_false",
+        default=None,
+        help="no random signs (the paper's form)",
+    )
 
 
 class _UsageError(Exception):
     """An option has a value that the command cannot take."""
 
 
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given."""
+    names = (field.name for field in dataclasses.fields(CompressionConfig))
+    given = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _config(arguments: argparse.Namespace) -> CompressionConfig:
     try:
-        return CompressionConfig(
-            bits=arguments.bits,
-            codec=arguments.codec,
-            rank=arguments.rank,
-            factor_bits=arguments.factor_bits,
-            odc=arguments.odc,
-            calibration=arguments.calibration,
-            signs=not arguments.no_signs,
-            seed=arguments.seed,
-        )
+        return CompressionConfig(**_settings(arguments))
     except (TypeError, ValueError) as error:
         raise _UsageError(str(error)) from error
 
@@ -117,6 +131,16 @@ def _add_compress(commands: Any) -> None:
     parser.add_argument("source", help="folder with config.json and safetensors, or a hub id")
     parser.add_argument("output", help="folder to write")
     _add_config(parser)
+    add_target(parser, required=False)
+    parser.add_argument("--plan", metavar="FILE.json", help="settings that llava-fa plan saved")
+    _add_inputs(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in OUTPUT")
+    parser.add_argument("--no-resume", action="store_true", help="start an interrupted run anew")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the compression")
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add what planning and compressing both look at."""
     parser.add_argument("--recipe", metavar="FILE.yaml", help="per-layer rules, first match wins")
     parser.add_argument(
         "--calib", metavar="FILE.jsonl", help='lines of {"image": ..., "text": ...}'
@@ -129,9 +153,6 @@ def _add_compress(commands: Any) -> None:
         default="error",
         help="a weight with NaN or Inf: stop, or keep it dense",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in OUTPUT")
-    parser.add_argument("--no-resume", action="store_true", help="start an interrupted run anew")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the compression")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE")
 
 
@@ -170,11 +191,13 @@ def _compress(arguments: argparse.Namespace) -> int:
     from .compress import compress_checkpoint
 
     config = _config(arguments)
+    if problem := contradiction(arguments, list(_settings(arguments))):
+        raise _UsageError(problem)
     _set_threads(arguments.threads)
     report = compress_checkpoint(
         arguments.source,
         arguments.output,
-        config,
+        None if arguments.plan else config,
         recipe=arguments.recipe,
         calibration_data=arguments.calib,
         calibration_samples=arguments.calib_samples,
@@ -187,9 +210,28 @@ def _compress(arguments: argparse.Namespace) -> int:
         progress=not arguments.no_progress,
         on_nonfinite=arguments.on_nonfinite,
         max_shard_size=arguments.max_shard_size,
+        target_bits=arguments.target_bits,
+        target_size=arguments.target_size,
+        sensitivity=arguments.sensitivity,
+        plan=arguments.plan,
     )
     print(report.to_json() if arguments.json else report.summary_table())
     return 0
+
+
+def _add_plan(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        lambda arguments: run_plan(arguments, _config(arguments)),
+        "Choose the code size of every matrix for a size target, and save the choice.",
+        "llava-fa plan llava-1.5-7b-hf --target-bits 2.75",
+    )
+    parser.add_argument("source", help="folder with config.json and safetensors, or a hub id")
+    _add_config(parser, bits=False)
+    add_target(parser, required=True)
+    _add_inputs(parser)
+    add_plan_options(parser)
 
 
 def _set_threads(threads: int | None) -> None:

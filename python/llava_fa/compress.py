@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from .bit_plan import BitPlan
 from .calibrate import DEFAULT_MEMORY
 from .calibration_run import CalibrationInput, CalibrationRequest, CalibrationRun
+from .choice import choose_settings
 from .config import CompressionConfig
 from .errors import DiskFullError, LlavaFaError, NonFiniteError
 from .matrix import compress_matrix
@@ -24,16 +26,18 @@ from .output import (
     check_empty,
     check_places,
     clear_output,
+    earlier_requests,
     finished_manifest,
     manifest_of,
     publish,
 )
 from .packed_checkpoint import FORMAT_VERSION, QUANT_METHOD
 from .partial import Part, PartialRun, ShardRecord, build_shards
-from .plan import Plan, make_plan
+from .plan import Plan, check_limit, make_plan
 from .recipe import Recipe
 from .report import CompressionReport, TensorRow
-from .request import check_same_request, describe_request
+from .request import check_same_request, describe_request, with_settings
+from .sensitivity import DEFAULT_SENSITIVITY
 from .shards import Checkpoint
 from .sizes import parse_size
 
@@ -55,6 +59,10 @@ def compress_checkpoint(
     progress: bool = True,
     on_nonfinite: Literal["error", "skip"] = "error",
     max_shard_size: int | str = "5GB",
+    target_bits: float | None = None,
+    target_size: int | str | None = None,
+    sensitivity: str = DEFAULT_SENSITIVITY,
+    plan: BitPlan | str | os.PathLike[str] | None = None,
 ) -> CompressionReport:
     """Compress the linear layers of a Hugging Face checkpoint into a new folder.
 
@@ -94,9 +102,19 @@ def compress_checkpoint(
         What to do with a weight that holds NaN or infinity: raise, or keep it dense with a warning.
     max_shard_size
         Bytes, or text like ``"5GB"``.
+    target_bits, target_size, sensitivity
+        Instead of ``config.bits``: an average of stored bits per weight, or a size of the weight
+        files, that the output does not exceed; see :func:`plan_checkpoint`.
+    plan
+        Instead of ``config`` and ``recipe``: the settings of every layer, from
+        :func:`plan_checkpoint` or a file that ``llava-fa plan`` saved.
 
     Raises
     ------
+    BudgetError
+        The target is below what is possible.
+    PlanError
+        The plan does not fit the checkpoint.
     CheckpointError, MissingFileError
         The source cannot be used, or another process is writing to ``output``.
     DiskFullError
@@ -117,7 +135,8 @@ def compress_checkpoint(
     """
     if on_nonfinite not in ("error", "skip"):
         raise ValueError(f"on_nonfinite must be 'error' or 'skip', got {on_nonfinite!r}")
-    config, rules, folder = config or CompressionConfig(), Recipe.load(recipe), Path(output)
+    choice = choose_settings(config, recipe, target_bits, target_size, sensitivity, plan)
+    config, rules, folder = choice.config, choice.recipe, Path(output)
     shard_bytes = parse_size("max_shard_size", max_shard_size)
     calibration = CalibrationRequest.of(
         calibration_data,
@@ -129,18 +148,24 @@ def compress_checkpoint(
     )
     checkpoint = Checkpoint.open(source)
     check_places(checkpoint.folder, folder)
-    plan = make_plan(checkpoint, config, rules)
-    _warn(plan.warnings)
+    work = make_plan(checkpoint, config, choice.plan or rules)
+    _warn(work.warnings)
     settings = {
         "config": config.to_dict(),
         "recipe": rules.to_list(),
         "calibration": calibration.settings(),
         "on_nonfinite": on_nonfinite,
         "max_shard_bytes": shard_bytes,
+        **choice.to_dict(),
     }
     request = describe_request(checkpoint, settings, progress=progress)
+    earlier = earlier_requests(folder) if resume and not overwrite else []
+    bit_plan = choice.bit_plan(checkpoint, work, calibration, request, earlier, progress=progress)
+    if bit_plan is not None:
+        work = work.within(bit_plan)
+        request = with_settings(request, {**settings, "plan": bit_plan.to_dict()})
     hashes = request["source"], request["settings_sha256"]
-    moments = CalibrationRun(checkpoint, plan, calibration, *hashes)
+    moments = CalibrationRun(checkpoint, work, calibration, *hashes)
     moments.check_places(folder, overwrite=overwrite)
     run = PartialRun(folder)
     with run.held(), _resumable_when_disk_is_full():
@@ -148,12 +173,12 @@ def compress_checkpoint(
         if finished and moments.is_saved:
             run.clear()
             rows = tuple(TensorRow.from_dict(row) for row in finished["rows"])
-            return CompressionReport(rows, plan.warnings)
+            return CompressionReport(rows, work.warnings)
         _prepare(run, checkpoint, request, resume=resume, overwrite=overwrite)
         with _progress_bar(checkpoint, progress) as done:
 
             def produce(number: int) -> Part:
-                part = _produce(run, plan, number, moments, on_nonfinite)
+                part = _produce(run, work, number, moments, on_nonfinite)
                 done(part.row)
                 return part
 
@@ -162,12 +187,12 @@ def compress_checkpoint(
             records = build_shards(
                 run,
                 records,
-                len(plan.entries),
+                len(work.entries),
                 lambda number: unsaved.pop(number, None) or produce(number),
                 shard_bytes,
                 done,
             )
-        return _publish(run, checkpoint, records, config, request, plan.warnings)
+        return _publish(run, checkpoint, records, config, request, work.warnings)
 
 
 @contextmanager
@@ -223,6 +248,7 @@ def _produce(
     values = moment.values if moment else None
     try:
         matrix = compress_matrix(weight, config.for_checkpoint(), input_second_moment=values)
+        check_limit(name, matrix.nbytes, plan.limits)
     except NonFiniteError as error:
         message = f"{entry.file}: tensor {entry.name}: {error}"
         if on_nonfinite == "error":

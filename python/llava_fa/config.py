@@ -105,6 +105,11 @@ class CompressionConfig:
         """Bits per complex entry of the half spectrum."""
         return int(2 * self.bits)
 
+    @property
+    def stored_state_bits(self) -> int:
+        """Bits of a trellis state as a matrix states them: 0 for codecs without memory."""
+        return self.state_bits if self.codec == "trellis" else 0
+
     def for_checkpoint(self) -> CompressionConfig:
         """Return the options with ``row_scale="auto"`` decided for a matrix of a model."""
         return self.replace(row_scale="unbiased") if self.row_scale == "auto" else self

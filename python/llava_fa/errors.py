@@ -33,3 +33,15 @@ class RecipeError(LlavaFaError, ValueError):
 
 class ResumeError(LlavaFaError):
     """A partial output belongs to another source or configuration."""
+
+
+class BudgetError(LlavaFaError, ValueError):
+    """A size target that cannot be met; ``minimum`` is the smallest possible one, in its unit."""
+
+    def __init__(self, message: str, minimum: float) -> None:
+        super().__init__(message)
+        self.minimum = minimum
+
+
+class PlanError(LlavaFaError, ValueError):
+    """A plan file cannot be read, or does not fit the checkpoint or the request."""

@@ -28,7 +28,11 @@ def plain_card(source: Path) -> str:
 
 
 def _section(report: CompressionReport, config: CompressionConfig) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in config.to_dict().items())
+    options = config.to_dict()
+    widths = sorted({row.spec.code_bits / 2 for row in report.compressed if row.spec})
+    if len(widths) > 1:
+        options["bits"] = f"{widths[0]:g} to {widths[-1]:g}"
+    settings = ", ".join(f"{key}={value}" for key, value in options.items())
     before, after = f"{report.nbytes_before / 1e6:.2f} MB", f"{report.nbytes_after / 1e6:.2f} MB"
     bits = f"{report.bits_per_weight:.3f} stored bits per weight"
     return f"""{_BEGIN}

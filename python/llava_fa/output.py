@@ -74,6 +74,13 @@ def _side_files(source: Path) -> Iterator[Path]:
             yield path
 
 
+def earlier_requests(output: Path) -> list[dict[str, Any] | None]:
+    """Return what an interrupted and a finished run in the folder were asked for."""
+    manifest = read_json(output / MANIFEST_NAME) if (output / MANIFEST_NAME).exists() else {}
+    finished = manifest.get("request") if isinstance(manifest, dict) else None
+    return [PartialRun(output).request(), finished]
+
+
 def finished_manifest(output: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the manifest if the folder already holds the finished result of this very request."""
     if not (output / "config.json").exists() or not (output / MANIFEST_NAME).exists():

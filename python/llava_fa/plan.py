@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .bit_plan import BitPlan
 from .config import CompressionConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, PlanError
 from .modules import build_meta_model, check_loadable, map_layers
 from .packed_checkpoint import QUANT_METHOD
 from .recipe import Recipe
@@ -18,14 +19,31 @@ _WEIGHT_DTYPES = frozenset(("F64", "F32", "F16", "BF16"))
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to every tensor: ``matrices`` maps tensor names to (module name, settings)."""
+    """What happens to every tensor: ``matrices`` maps tensor names to (module name, settings).
+
+    ``layers`` are the linear layers' module names; ``limits`` the bytes that a matrix may take, by
+    module name, if a budget sets them.
+    """
 
     entries: tuple[TensorEntry, ...]
     matrices: dict[str, tuple[str, CompressionConfig]]
     warnings: tuple[str, ...]
+    layers: tuple[str, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+    def within(self, bit_plan: BitPlan) -> Plan:
+        """Return this plan with the settings of a bit plan, and its bytes as limits."""
+        planned = {matrix.name: matrix for matrix in bit_plan.matrices}
+        matrices = {
+            tensor: (name, planned[name].config)
+            for tensor, (name, _) in self.matrices.items()
+            if name in planned
+        }
+        limits = {matrix.name: matrix.nbytes for matrix in bit_plan.matrices}
+        return replace(self, matrices=matrices, limits=limits)
 
 
-def make_plan(checkpoint: Checkpoint, config: CompressionConfig, recipe: Recipe) -> Plan:
+def make_plan(checkpoint: Checkpoint, config: CompressionConfig, recipe: Recipe | BitPlan) -> Plan:
     """Decide about every tensor, and find every mistake that can be found before the work."""
     _check_dense(checkpoint)
     model = build_meta_model(checkpoint)
@@ -39,7 +57,17 @@ def make_plan(checkpoint: Checkpoint, config: CompressionConfig, recipe: Recipe)
     if not matrices:
         raise CheckpointError(f"{checkpoint.folder}: the recipe leaves nothing to compress")
     check_loadable(model, {name: [f"{name}.codes"] for name, _ in matrices.values()})
-    return Plan(tuple(checkpoint.tensors.values()), matrices, layout.warnings)
+    entries = tuple(checkpoint.tensors.values())
+    return Plan(entries, matrices, layout.warnings, tuple(layout.layers))
+
+
+def check_limit(name: str, nbytes: int, limits: Mapping[str, int]) -> None:
+    """Refuse a matrix that takes more bytes than the budget gave it."""
+    if nbytes > limits.get(name, nbytes):
+        raise PlanError(
+            f"{name} takes {nbytes} bytes, the plan gives it {limits[name]}: the plan was made "
+            "from other weights; make it anew from this checkpoint (llava-fa plan SOURCE)"
+        )
 
 
 def _check_matrix(entry: TensorEntry, config: CompressionConfig) -> None:

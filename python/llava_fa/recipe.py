@@ -96,6 +96,11 @@ class Recipe:
             _check_reach(rule, number, layers)
         return {name: self._config_of(layer, default) for name, layer in layers.items()}
 
+    def overrides_of(self, name: str) -> Mapping[str, Any]:
+        """Return the settings that the rule for a layer gives; empty if it has no rule."""
+        rule = next((rule for rule in self.rules if rule.matches(name)), None)
+        return rule.overrides if rule else {}
+
     def _config_of(
         self, layer: LinearLayer, default: CompressionConfig
     ) -> CompressionConfig | None:

@@ -62,7 +62,7 @@ class TensorRow:
     @property
     def group(self) -> str:
         """The layers of one kind: the name with every number replaced by a star."""
-        return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", self.name)
+        return group_of(self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -152,7 +152,7 @@ class CompressionReport:
         lines.append(("(kept as stored)", str(len(kept)), kept_size, "", ""))
         text = self.calibration_text()
         calibration = [f"calibration: {text}"] if text else []
-        return "\n".join([*_align(lines), "", self.total_line(), *calibration])
+        return "\n".join([*align(lines), "", self.total_line(), *calibration])
 
     def calibration_text(self) -> str:
         """Return how many matrices had which second moment; "" if none had any."""
@@ -194,6 +194,11 @@ class CompressionReport:
         return json.dumps(self.to_dict(), indent=2)
 
 
+def group_of(name: str) -> str:
+    """Return the name with every number replaced by a star: layers of one kind share it."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
 def _mean_error(rows: Iterable[TensorRow]) -> float | None:
     """Average by number of weights: matrices differ in size."""
     total, weights = 0.0, 0
@@ -216,7 +221,8 @@ def _format_error(error: float | None) -> str:
     return "unknown" if error is None else f"{error:.3g}"
 
 
-def _align(lines: list[tuple[str, ...]]) -> list[str]:
+def align(lines: list[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table whose first column is aligned left, the others right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     formatted = []
     for line in lines:

@@ -30,14 +30,18 @@ def describe_request(
     description = "hashing the source"
     with tqdm(total=size, unit="B", unit_scale=True, desc=description, disable=not progress) as bar:
         source = {file.name: writer.hash_file(file, bar.update) for file in files}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return {
+    request = {
         "format_version": FORMAT_VERSION,
         "producer": f"llava-fa {__version__}",
         "source": source,
-        "settings": dict(settings),
-        "settings_sha256": digest,
     }
+    return with_settings(request, settings)
+
+
+def with_settings(request: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request with other settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return {**request, "settings": dict(settings), "settings_sha256": digest}
 
 
 def check_same_request(

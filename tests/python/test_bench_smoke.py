@@ -76,6 +76,18 @@ def test_quality(tmp_path: Path, untrained_model: Path) -> None:
     assert (tmp_path / "quality.png").stat().st_size > 1000
 
 
+def test_allocation(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("allocation", tmp_path, "--model", str(untrained_model))
+    (row,) = found["tables"]["KL at every budget"]
+    for rule in ("matrix", "size", "measured"):
+        assert row[f"{rule} stored"] <= row["budget"]
+        assert row[f"{rule} KL"] > 0
+    assert {"least squares KL", "unbiased KL"} <= set(
+        found["tables"]["Unbiased codes at uniform sizes"][0]
+    )
+    assert [verdict["met"] in (True, False) for verdict in found["tables"]["Targets"]] == [True]
+
+
 def test_compress_speed(tmp_path: Path) -> None:
     found = run("compress_speed", tmp_path)
     assert found["speedup"] > 0
@@ -86,7 +98,9 @@ def test_compress_speed(tmp_path: Path) -> None:
     assert compared[0]["library error"] == pytest.approx(compared[0]["plain torch error"], rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed", "feedback_speed"])
+@pytest.mark.parametrize(
+    "name", ["codec", "claims", "quality", "allocation", "compress_speed", "feedback_speed"]
+)
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +112,9 @@ def test_help(
     assert f"usage: python -m bench.{name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["codec", "claims", "quality", "compress_speed", "feedback_speed"])
+@pytest.mark.parametrize(
+    "name", ["codec", "claims", "quality", "allocation", "compress_speed", "feedback_speed"]
+)
 def test_committed_results_name_their_command_and_machine(name: str) -> None:
     path = ROOT / "bench" / "results" / f"{name}.json"
     record = json.loads(path.read_text())

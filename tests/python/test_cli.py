@@ -17,7 +17,7 @@ import torch
 from conftest import llama_model, read_all
 from llava_fa.cli import build_parser, main
 
-COMMANDS = ("compress", "decompress", "inspect", "verify", "generate", "demo")
+COMMANDS = ("compress", "plan", "decompress", "inspect", "verify", "generate", "demo")
 
 
 def run(*arguments: object) -> int:
@@ -43,6 +43,64 @@ class TestHelp:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
+
+
+class TestPlan:
+    def test_prints_saves_and_draws(
+        self, llava_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        saved, drawn = tmp_path / "plan.json", tmp_path / "plan.png"
+        options = ("--target-bits", 4, "--output", saved, "--chart", drawn)
+        assert run("plan", llava_folder, *options) == 0
+        out = capsys.readouterr().out
+        assert "model.vision_tower.encoder.layers.*.mlp.fc1" in out
+        assert "stored bits per weight" in out
+        chart = out[out.index("code bits over depth") :].splitlines()
+        row = next(line for line in chart if line.startswith("  self_attn.q_proj"))
+        assert len(row.split()) == 3  # two layers of the vision tower
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+        assert run("compress", llava_folder, tmp_path / "out", "--plan", saved) == 0
+        assert "stored bits per weight" in capsys.readouterr().out
+
+    def test_json(
+        self, llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        saved = tmp_path / "plan.json"
+        options = ("--target-size", "20KB", "--output", saved, "--json", "--codec", "product")
+        assert run("plan", llama_folder, *options) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed == json.loads(saved.read_text())
+        assert printed["target"] == {"nbytes": 20_000}
+        assert printed["config"]["codec"] == "product"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("--target-bits 3 --bits 3", "--bits contradicts"),
+            ("--plan plan.json --bits 3", "so --bits cannot stand beside"),
+            ("--plan plan.json --no-signs --factor-bits 4", "--factor-bits, --signs cannot"),
+            ("--plan plan.json --target-size 1MB", "so a size target cannot stand"),
+            ("--plan plan.json --recipe r.yaml", "so --recipe cannot stand"),
+        ],
+    )
+    def test_contradictions(
+        self,
+        llama_folder: Path,
+        tmp_path: Path,
+        options: str,
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert run("compress", llama_folder, tmp_path / "out", *options.split()) == 2
+        assert message in capsys.readouterr().err
+
+    def test_impossible_target(
+        self, llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        saved = tmp_path / "plan.json"
+        assert run("plan", llama_folder, "--target-bits", 0.1, "--output", saved) == 1
+        assert "smallest possible average" in capsys.readouterr().err
+        assert not saved.exists()
 
 
 class TestCompress:

@@ -110,14 +110,14 @@ def test_truncated_svd_is_close_to_optimal(decay, rank):
     np.testing.assert_allclose(exact[1], values[:rank], rtol=1e-4, atol=2e-7 * 60)
 
 
-@pytest.mark.parametrize(("code_bits", "state_bits"), [(1, 8), (4, 10), (5, 12), (8, 9)])
+@pytest.mark.parametrize(("code_bits", "state_bits"), [(1, 8), (4, 10), (5, 12), (8, 12)])
 def test_trellis_codes_decode_to_the_points_that_the_format_states(code_bits, state_bits):
     rng = np.random.default_rng(3)
-    shape = (300, 7)
+    shape = (300, 40)
     values = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
     codes, scale = llava_fa.polar_encode(values, code_bits, "trellis", state_bits=state_bits)
-    decoded = llava_fa.polar_decode(codes, scale, 7, code_bits, "trellis", state_bits=state_bits)
-    unpacked = np.stack([reference.unpack_bits(row, 7, code_bits) for row in codes])
+    decoded = llava_fa.polar_decode(codes, scale, 40, code_bits, "trellis", state_bits=state_bits)
+    unpacked = np.stack([reference.unpack_bits(row, 40, code_bits) for row in codes])
     points = reference.trellis_entries(unpacked, code_bits, state_bits)
     np.testing.assert_allclose(decoded, scale.astype(float)[:, None] * points, atol=1e-5)
     # between the Shannon limit and memoryless coding
@@ -287,8 +287,9 @@ def test_more_bits_and_more_rank_lower_the_error():
 
 def test_joint_beats_sequential_and_reports_a_falling_objective():
     weight = gaussian((96, 80), 8)
-    joint = compress_matrix(weight, CompressionConfig(bits=2, rank=8))
-    sequential = compress_matrix(weight, CompressionConfig(bits=2, rank=8, max_alternations=1))
+    config = CompressionConfig(bits=2, rank=8)
+    joint = compress_matrix(weight, config)
+    sequential = compress_matrix(weight, config.replace(max_alternations=1))
     assert joint.relative_error(weight) < sequential.relative_error(weight)
     assert list(joint.objective) == sorted(joint.objective, reverse=True)
     assert joint.objective[-1] == pytest.approx(joint.relative_error(weight), rel=2e-2)
