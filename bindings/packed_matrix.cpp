@@ -44,6 +44,12 @@ nb::dict spec_to_dict(const MatrixSpec& spec) {
 MatrixSpec spec_from_dict(const nb::dict& in) {
   MatrixSpec spec;
   const auto shape = nb::cast<nb::tuple>(in["shape"]);
+  const auto is_index = [](nb::handle item) {
+    return nb::isinstance<nb::int_>(item) && !nb::isinstance<nb::bool_>(item);
+  };
+  if (shape.size() != 2 || !is_index(shape[0]) || !is_index(shape[1])) {
+    throw nb::value_error("shape of a matrix specification: expected two integers");
+  }
   spec.rows = nb::cast<Index>(shape[0]);
   spec.cols = nb::cast<Index>(shape[1]);
   spec.codec = codec_from_name(nb::cast<std::string>(in["codec"]));

@@ -96,10 +96,10 @@ class Backend {
                                    float* imag) const = 0;
 
   // --- feedback (cpu/feedback.cpp, cpu/feedback_filter.cpp); llava_fa/feedback.hpp
-  // Factors Σ̃ / mean + damping · I from the kept rows (n/2 + 1, n) of F Σ Fᵀ with Parseval weights;
-  // `mean` is the mean diagonal. Returns false if that is not positive definite.
-  virtual bool factor_second_moment(const ComplexMatrix& half, double mean, double damping,
-                                    int threads, FeedbackFilter& filter) const = 0;
+  // Factors Σ̃ + damping · I from the kept rows (n/2 + 1, n) of F Σ Fᵀ with Parseval weights, for a
+  // Σ with mean diagonal one. Returns false if that is not positive definite.
+  virtual bool factor_second_moment(const ComplexMatrix& half, double damping, int threads,
+                                    FeedbackFilter& filter) const = 0;
   // rows (r, n) ← rows · R, and rows · R⁻¹.
   virtual void apply_filter(const FeedbackFilter& filter, int threads,
                             ComplexMatrix& rows) const = 0;

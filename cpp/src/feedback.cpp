@@ -11,10 +11,11 @@
 namespace llava_fa {
 namespace {
 
-constexpr double kAsymmetry = 1e-3;      // of the larger diagonal entry of the pair
+constexpr double kAsymmetry = 1e-3;      // of the sum of the pair's diagonal entries
 constexpr double kLargestDamping = 1.0;  // more than the mean of the whole diagonal is no damping
 
-void check_symmetric(const MatrixView& moment) {
+// Symmetric, and no entry larger than its diagonal allows (Cauchy-Schwarz).
+void check_entries(const MatrixView& moment) {
   require_argument(moment.rows == moment.cols, "the full input_second_moment has shape (",
                    moment.rows, ", ", moment.cols, "), expected a square matrix");
   for (Index i = 0; i < moment.rows; ++i) {
@@ -24,6 +25,10 @@ void check_symmetric(const MatrixView& moment) {
       require_argument(difference <= kAsymmetry * size, "the full input_second_moment is not ",
                        "symmetric: entry (", i, ", ", j, ") is ", moment.row(i)[j], ", entry (", j,
                        ", ", i, ") is ", moment.row(j)[i]);
+      require_argument(std::fabs(moment.row(i)[j]) <= 0.5 * (1.0 + kAsymmetry) * size,
+                       "the full input_second_moment is not positive semidefinite: entry (", i,
+                       ", ", j, ") is ", moment.row(i)[j], ", larger than its diagonal entries ",
+                       moment.row(i)[i], " and ", moment.row(j)[j], " allow");
     }
   }
 }
@@ -36,6 +41,15 @@ double mean_diagonal(const MatrixView& moment, std::span<const float> multiplier
     trace += factor * factor * moment.row(j)[j];
   }
   return trace / static_cast<double>(moment.cols);
+}
+
+// The multiplier that also makes the mean diagonal one, so that any size of Σ fits float32.
+std::vector<float> normalized(std::span<const float> multiplier, double mean, Index count) {
+  std::vector<float> out(static_cast<std::size_t>(count), 1.0f);
+  if (!multiplier.empty()) out.assign(multiplier.begin(), multiplier.end());
+  const double factor = 1.0 / std::sqrt(mean);
+  for (float& value : out) value = static_cast<float>(value * factor);
+  return out;
 }
 
 FeedbackFilter empty_filter(Index n) {
@@ -53,13 +67,14 @@ FeedbackFilter empty_filter(Index n) {
 
 FeedbackFilter feedback_filter(const MatrixView& second_moment,
                                std::span<const float> input_multiplier) {
-  check_symmetric(second_moment);
+  check_entries(second_moment);
   FeedbackFilter filter = empty_filter(second_moment.cols);
   const double mean = mean_diagonal(second_moment, input_multiplier);
   if (!(mean > 0)) return filter;
-  const ComplexMatrix half = half_spectrum(second_moment, input_multiplier, input_multiplier);
+  const std::vector<float> multiplier = normalized(input_multiplier, mean, second_moment.cols);
+  const ComplexMatrix half = half_spectrum(second_moment, multiplier, multiplier);
   for (double damping = kDamping; damping <= kLargestDamping; damping *= 10.0) {
-    if (!cpu_backend().factor_second_moment(half, mean, damping, num_threads(), filter)) continue;
+    if (!cpu_backend().factor_second_moment(half, damping, num_threads(), filter)) continue;
     filter.damping = damping;
     return filter;
   }

@@ -22,7 +22,7 @@ namespace llava_fa {
 namespace {
 
 constexpr double kLeastImprovement = 1e-3;
-constexpr double kLargestGain = 2.0;  // codes that carry less than half of a row are no estimate
+constexpr double kLargestGain = 4.0;  // codes that carry less than that of a row are no estimate
 // Fewer columns than default_oversampling: every pass pays for them, and a pass starts from where
 // the last one ended, so that a subspace not found at once is found on the way.
 constexpr Index kOversampling = 10;
@@ -204,7 +204,8 @@ class Alternation {
       if (!(carried > 0)) continue;
       const double gain = std::clamp(energy / carried, 1.0, kLargestGain);
       const double scale = half_to_float(best.codes.row_scale[k]);
-      best.codes.row_scale[k] = float_to_half(static_cast<float>(gain * scale));
+      const double enlarged = std::min(gain * scale, static_cast<double>(kLargestHalf));
+      best.codes.row_scale[k] = float_to_half(static_cast<float>(enlarged));
     }
   }
 

@@ -22,7 +22,7 @@ std::uint32_t hashed(std::uint32_t state, int state_bits) {
   constexpr std::uint32_t kOdd = 2654435761u;
   const std::uint32_t mask = (std::uint32_t{1} << state_bits) - 1;
   std::uint32_t h = (state * kOdd) & mask;
-  h ^= h >> (state_bits / 2);
+  h ^= h >> std::max(1, state_bits / 2);
   return (h * kOdd) & mask;
 }
 

@@ -57,7 +57,7 @@ TEST_CASE("the one-bit ring is the centroid of a half plane") {
 TEST_CASE("unknown widths and names are refused") {
   CHECK_THROWS_AS(constellation(Codec::ring, 0), Error);
   CHECK_THROWS_AS(constellation(Codec::ring, 11), Error);
-  CHECK_THROWS_WITH_AS(codec_from_name("hexagonal"),
-                       "codec is \"hexagonal\", expected \"uniform\", \"product\", \"ring\" or \"trellis\"",
-                       Error);
+  CHECK_THROWS_WITH_AS(
+      codec_from_name("hexagonal"),
+      "codec is \"hexagonal\", expected \"uniform\", \"product\", \"ring\" or \"trellis\"", Error);
 }

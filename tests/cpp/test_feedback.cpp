@@ -294,12 +294,28 @@ TEST_CASE("a zero moment feeds nothing back; a singular one is damped") {
   for (const float d : singular.diagonal) CHECK(d > 0.0f);
 }
 
+TEST_CASE("the size of the second moment does not matter") {
+  const reference::Dense moment = second_moment(30, 60);
+  const FeedbackFilter filter = feedback_filter(moment.view());
+  for (const float factor : {1e-37f, 1e36f}) {
+    reference::Dense scaled = moment;
+    for (float& value : scaled.values) value *= factor;
+    const FeedbackFilter same = feedback_filter(scaled.view());
+    CHECK(same.damping == filter.damping);
+    for (Index j = 0; j < 30; ++j) {
+      CHECK(same.diagonal[j] == doctest::Approx(filter.diagonal[j]).epsilon(1e-3));
+    }
+  }
+}
+
 TEST_CASE("what is not a second moment is refused") {
   reference::Dense moment = second_moment(4, 9);
   moment.values[1] += 1.0f;
   CHECK_THROWS_AS(feedback_filter(moment.view()), Error);
   reference::Dense indefinite{2, 2, {1.0f, 3.0f, 3.0f, 1.0f}};
   CHECK_THROWS_AS(feedback_filter(indefinite.view()), Error);
+  const reference::Dense hollow{2, 2, {0.0f, 1.0f, 1.0f, 0.0f}};
+  CHECK_THROWS_AS(feedback_filter(hollow.view()), Error);
   const FeedbackFilter filter = feedback_filter(second_moment(4, 9).view());
   const ComplexMatrix spectrum = reference::complex_gaussian(3, 5);
   CHECK_THROWS_WITH_AS(solve_joint(spectrum, {}, {{}, &filter}),

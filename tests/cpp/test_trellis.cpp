@@ -43,8 +43,9 @@ double mean_error(const ComplexMatrix& values, const ComplexMatrix& decoded) {
 }  // namespace
 
 TEST_CASE("the points are all pairs of a Rayleigh quantile and a phase") {
-  for (const int state_bits : {8, 11, 12}) {
-    const Trellis& code = trellis(4, state_bits);
+  for (const int state_bits : {1, 2, 3, 8, 11, 12}) {
+    const int code_bits = std::min(4, state_bits);
+    const Trellis& code = trellis(code_bits, state_bits);
     CHECK(code.point_real.size() == std::size_t{1} << state_bits);
     double power = 0;
     std::map<float, int> per_magnitude;
@@ -54,7 +55,8 @@ TEST_CASE("the points are all pairs of a Rayleigh quantile and a phase") {
       power += square;
       ++per_magnitude[code.point_energy[s]];
     }
-    CHECK(power / double(code.point_real.size()) == doctest::Approx(1.0 - 1.0 / 16).epsilon(1e-5));
+    CHECK(power / double(code.point_real.size()) ==
+          doctest::Approx(1.0 - std::exp2(-code_bits)).epsilon(1e-5));
     CHECK(per_magnitude.size() == std::size_t{1} << (state_bits / 2));
     for (const auto& [energy, count] : per_magnitude) {
       CHECK(count == 1 << (state_bits - state_bits / 2));

@@ -62,7 +62,7 @@ def trellis_points(code_bits: int, state_bits: int) -> Complex:
     mask, low = 2**state_bits - 1, state_bits - state_bits // 2
     count = 2 ** (state_bits // 2)
     x = (np.arange(2**state_bits) * 2654435761) & mask
-    x = ((x ^ (x >> (state_bits // 2))) * 2654435761) & mask
+    x = ((x ^ (x >> max(1, state_bits // 2))) * 2654435761) & mask
     ring, phase = x >> low, x & (2**low - 1)
     edges = 1.0 - np.arange(count + 1) / count
     g = np.where(edges > 0, edges - edges * np.log(np.maximum(edges, 1e-300)), 0.0)

@@ -407,6 +407,9 @@ def test_matrix_specifications_are_checked():
         MatrixSpec.from_dict({**spec, "rank": 100})
     with pytest.raises(FormatError, match="inconsistent"):
         MatrixSpec.from_dict({**spec, "shape": "large"})
+    for shape in ([], [64], [64, 64, 7], [True, 3], [2.5, 3], None):
+        with pytest.raises(FormatError, match="inconsistent matrix specification"):
+            MatrixSpec.from_dict({**spec, "shape": shape})
 
 
 VARIANT_SCRIPT = """

@@ -16,7 +16,7 @@ inline constexpr int kFactorBitsFloat16 = 16;  // factors as pairs of binary16 i
 
 struct JointOptions {
   Codec codec = Codec::ring;
-  int code_bits = 8;    // bits per complex entry, 1 .. 10
+  int code_bits = 8;    // bits per complex entry, 1 .. 10 (trellis: 1 .. 8)
   Index rank = 0;       // complex rank, 0 .. min(rows, cols)
   int factor_bits = 8;  // 1 .. 10 polar code bits per complex entry of a factor, or 16
   int max_alternations = 10;

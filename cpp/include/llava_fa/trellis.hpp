@@ -41,8 +41,8 @@ constexpr Index segment_count(Index rows) { return rows < kSegmentRows ? 1 : row
 // First row of segment s; segment_count(rows) gives `rows`.
 constexpr Index segment_begin(Index rows, Index s) { return s * rows / segment_count(rows); }
 
-// State bits that a matrix of `rows` rows uses: a state holds at most a quarter of its segment, else
-// the circle leaves the search no choice.
+// State bits that a matrix of `rows` rows uses: a state holds at most a quarter of its segment,
+// else the circle leaves the search no choice.
 constexpr int effective_state_bits(Index rows, int code_bits, int state_bits) {
   if (rows >= 4 * state_bits) return state_bits;
   return std::clamp(static_cast<int>(rows) * code_bits / 4, code_bits, state_bits);

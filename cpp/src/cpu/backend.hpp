@@ -48,7 +48,7 @@ class CpuBackend final : public Backend {
                            Index cols, const Trellis& code, Index first_row, Index row_count,
                            int threads, float* real, float* imag) const override;
 
-  bool factor_second_moment(const ComplexMatrix& half, double mean, double damping, int threads,
+  bool factor_second_moment(const ComplexMatrix& half, double damping, int threads,
                             FeedbackFilter& filter) const override;
   void apply_filter(const FeedbackFilter& filter, int threads, ComplexMatrix& rows) const override;
   void solve_filter(const FeedbackFilter& filter, int threads, ComplexMatrix& rows) const override;

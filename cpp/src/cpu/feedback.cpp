@@ -251,6 +251,8 @@ class SegmentEncoder {
   std::vector<float> scale_, inverse_, weight_;  // per row
   std::vector<std::uint16_t> picked_;            // states or codes of a column
   std::vector<std::uint16_t> codes_;             // (rows, cols)
+  // Per row, sums over columns j of D_j times |(Δ M)_j|², <(A M)_j, (Q M)_j>, |(Q M)_j|², |(A
+  // M)_j|².
   std::vector<double> cost_, cross_, power_, energy_;
   std::optional<ViterbiSearch> search_;
 };

@@ -1,5 +1,5 @@
 // CPU factorization of the second moment into a feedback filter:
-// 1. Σ̃ / mean + damping · I from the half spectrum, with both index orders reversed, so that the
+// 1. Σ̃ + damping · I from the half spectrum, with both index orders reversed, so that the
 //    upper triangular R of R Rᴴ becomes the lower factor of an ordinary Cholesky factorization;
 // 2. right-looking Cholesky by tiles: the diagonal tile, the tiles below it, then the update of
 //    everything to the right; tiles are the parallel items, each a serial Eigen product;
@@ -23,8 +23,7 @@ constexpr Index kTile = 192;
 // conj(F) Σ Fᵀ at (k, l): row k of conj(F) is row n - k of F, and rows above n/2 of F Σ Fᵀ mirror.
 class SpectralMoment {
  public:
-  SpectralMoment(const ComplexMatrix& half, double mean)
-      : half_(half), n_(half.cols()), inverse_mean_(1.0 / mean) {}
+  explicit SpectralMoment(const ComplexMatrix& half) : half_(half), n_(half.cols()) {}
 
   Complex operator()(Index k, Index l) const {
     const Index row = (n_ - k) % n_;
@@ -34,13 +33,12 @@ class SpectralMoment {
 
  private:
   Complex kept(Index row, Index col) const {
-    const auto factor = static_cast<float>(inverse_mean_ / parseval_weight(row, n_));
+    const float factor = 1.0f / parseval_weight(row, n_);
     return {half_.real()[row * n_ + col] * factor, half_.imag()[row * n_ + col] * factor};
   }
 
   const ComplexMatrix& half_;
   Index n_;
-  double inverse_mean_;
 };
 
 Index tile_size(Index n, Index tile) { return std::min(kTile, n - tile * kTile); }
@@ -94,10 +92,10 @@ void fill_block(const Matrix& factor, Index b, FeedbackFilter& filter) {
 
 }  // namespace
 
-bool CpuBackend::factor_second_moment(const ComplexMatrix& half, double mean, double damping,
-                                      int threads, FeedbackFilter& filter) const {
+bool CpuBackend::factor_second_moment(const ComplexMatrix& half, double damping, int threads,
+                                      FeedbackFilter& filter) const {
   const Index n = filter.size;
-  const SpectralMoment moment(half, mean);
+  const SpectralMoment moment(half);
   Matrix factor(n, n);
   parallel_for(n, threads, [&](Index j) {
     for (Index i = j; i < n; ++i) factor(i, j) = moment(n - 1 - i, n - 1 - j);
