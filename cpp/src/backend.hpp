@@ -24,6 +24,8 @@ struct ColumnCoding {
   const FeedbackFilter* filter = nullptr;  // null: errors of columns are independent
   const float* column_weight = nullptr;    // (cols) squared weights without a filter, or null
   bool write_back = false;                 // replace the values by what the codes decode to
+  float gain = 1.0f;  // codes are chosen at the row's own size and decoded this much larger
+  bool refit = true;  // row scales by least squares in the end
 };
 
 class Backend {

@@ -18,12 +18,24 @@ double sum(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
+// Mean squared error of the code on a unit-power Gaussian.
+double distortion(Index rows, const CodeBook& book) {
+  if (book.codec != Codec::trellis) {
+    return constellation(book.codec, book.code_bits).design_distortion;
+  }
+  return trellis_distortion(book.code_bits,
+                            effective_state_bits(rows, book.code_bits, book.state_bits));
+}
+
 ColumnCoding column_coding(Index rows, const CodeBook& book, const ErrorWeight& weight,
                            bool write_back) {
   ColumnCoding coding;
   coding.filter = weight.filter;
   coding.column_weight = weight.column.empty() ? nullptr : weight.column.data();
   coding.write_back = write_back;
+  coding.refit = weight.refit;
+  const bool fed_back = weight.filter != nullptr && book.codec != Codec::uniform;
+  if (fed_back) coding.gain = static_cast<float>(1.0 / (1.0 - distortion(rows, book)));
   if (book.codec == Codec::trellis) {
     coding.trellis =
         &trellis(book.code_bits, effective_state_bits(rows, book.code_bits, book.state_bits));

@@ -21,8 +21,13 @@ struct CodeBook {
 struct ErrorWeight {
   std::span<const float> column;  // (cols) squared weights, or empty
   const FeedbackFilter* filter = nullptr;
+  bool refit = true;  // row scales by least squares in the end
 };
 
+// With a filter, codes decode 1 / (1 - D) larger than a single entry's least squares wants, D being
+// the codec's distortion on a Gaussian: then what is fed back is noise, and not in part the entry
+// itself. That lowers the fed-back objective and leaves no direction of the input shrunk.
+//
 // Codes of `values` (rows, cols) with refitted row scales; `values` becomes the decoded values if
 // write_back. Returns with the codes the total cost, and the cost of coding nothing.
 // Throws Error(invalid_argument) as polar_encode does.

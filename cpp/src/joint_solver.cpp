@@ -86,7 +86,7 @@ class Alternation {
       EncodedEntries encoded = encode_work(/*write_back=*/false);
       best.objective.push_back(encoded.energy > 0 ? encoded.error / encoded.energy : 0.0);
       best.codes = std::move(encoded.codes);
-      if (options_.unbiased) unbias(best);
+      unbias(best);
       return best;
     }
     energy_ = weighted_energy(spectrum_.clone());
@@ -104,7 +104,7 @@ class Alternation {
       if (i > 0 && previous - objective < kLeastImprovement * previous) break;
     }
     refit(best);
-    if (options_.unbiased) unbias(best);
+    unbias(best);
     return best;
   }
 
@@ -163,7 +163,8 @@ class Alternation {
 
   // Codes of work; work becomes the decoded Q if write_back.
   EncodedEntries encode_work(bool write_back) {
-    return encode_entries(work_, book_, {squared_weight_, weight_.filter}, write_back);
+    const bool refit = !options_.unbiased || weight_.filter == nullptr;
+    return encode_entries(work_, book_, {squared_weight_, weight_.filter, refit}, write_back);
   }
 
   static void keep(JointSolution& best, Factors&& factors, PolarCodes&& codes) {
@@ -187,7 +188,10 @@ class Alternation {
     best.right = std::move(factors.right);
   }
 
+  // Under a filter the codes were found unbiased in every direction (encode_entries); what the
+  // filter's metric would see of them here misses the directions of little input.
   void unbias(JointSolution& best) {
+    if (!options_.unbiased || weight_.filter != nullptr) return;
     ComplexMatrix target = spectrum_.clone();
     if (options_.rank > 0) {
       cpu_backend().subtract_low_rank(spectrum_, best.left.decoded, best.right.decoded,
@@ -195,10 +199,6 @@ class Alternation {
     }
     work_ = ComplexMatrix(spectrum_.rows(), spectrum_.cols());
     decode_work(best.codes);
-    if (weight_.filter != nullptr) {
-      cpu_backend().apply_filter(*weight_.filter, num_threads(), target);
-      cpu_backend().apply_filter(*weight_.filter, num_threads(), work_);
-    }
     for (Index k = 0; k < target.rows(); ++k) {
       const double energy = row_product(target, target, k), carried = row_product(target, work_, k);
       if (!(carried > 0)) continue;

@@ -85,6 +85,22 @@ PolarCodes trellis_encode(ComplexMatrix& values, int code_bits, int state_bits, 
   return encode_entries(values, book, {column_weight, nullptr}, write_back).codes;
 }
 
+double trellis_distortion(int code_bits, int state_bits) {
+  trellis(code_bits, state_bits);  // checks the arguments
+  static std::mutex mutex;
+  static std::array<std::array<double, kMaxStateBits + 1>, kMaxTrellisCodeBits + 1> cache = {};
+  const std::lock_guard lock(mutex);
+  double& entry = cache[code_bits][state_bits];
+  if (entry == 0) {
+    ComplexMatrix sample(kSegmentRows, 64);
+    cpu_backend().fill_gaussian(/*seed=*/1, num_threads(), sample);
+    const CodeBook book{Codec::trellis, code_bits, state_bits};
+    const EncodedEntries encoded = encode_entries(sample, book, {}, /*write_back=*/false);
+    entry = encoded.error / encoded.energy;
+  }
+  return entry;
+}
+
 void trellis_decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
                          Index cols, int code_bits, int state_bits, Index first_row,
                          Index row_count, float* real, float* imag) {

@@ -54,6 +54,10 @@ constexpr int effective_state_bits(Index rows, int code_bits, int state_bits) {
 PolarCodes trellis_encode(ComplexMatrix& values, int code_bits, int state_bits, bool write_back,
                           std::span<const float> column_weight = {});
 
+// Mean squared error of the code on a unit-power circular Gaussian, measured once on a seeded
+// sample of 16,384 entries and cached; thread-safe. `state_bits` is not reduced.
+double trellis_distortion(int code_bits, int state_bits);
+
 // Decodes rows [first_row, first_row + row_count) of `codes` into planes of (row_count, cols).
 // Reads only these rows and ceil(state_bits / code_bits) - 1 rows before each.
 void trellis_decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,

@@ -1,7 +1,8 @@
 // CPU encoder column by column, one segment of rows per item (rows never see each other's errors).
 // With errors E = A - Q of the columns before a block and the filter's M:
 //
-// 1. Row scales: each row's root mean square (`uniform`: its largest magnitude), as binary16.
+// 1. Row scales: each row's root mean square (`uniform`: its largest magnitude) times the gain, as
+//    binary16.
 // 2. Per block: targets T = A + E M and references F = A M over all columns before it, as real
 //    products.
 // 3. Per column of the block: codes of T, error e = a - q; e and a are carried to the later columns
@@ -87,9 +88,11 @@ class SegmentEncoder {
         largest = std::max(largest, square);
       }
       const double square = uniform ? largest : energy / static_cast<double>(cols_);
-      scale_[r] = half_to_float(float_to_half(static_cast<float>(std::sqrt(square))));
-      inverse_[r] = scale_[r] > 0 ? 1.0f / scale_[r] : 0.0f;
-      weight_[r] = scale_[r] * scale_[r];
+      const float size = static_cast<float>(std::sqrt(square));
+      scale_[r] = half_to_float(float_to_half(std::min(coding_.gain * size, kLargestHalf)));
+      const float decision = scale_[r] / coding_.gain;
+      inverse_[r] = decision > 0 ? 1.0f / decision : 0.0f;
+      weight_[r] = decision * decision;
     }
     for (auto* sums : {&cost_, &cross_, &power_, &energy_}) std::fill_n(sums->data(), rows_, 0.0);
   }
@@ -215,7 +218,8 @@ class SegmentEncoder {
   // Step 4: the scale becomes rho times itself, and cost = energy - 2 rho cross + rho^2 power.
   void finish_row(Index r, Index row, PolarCodes& codes, std::span<double> row_errors,
                   std::span<double> row_energies) {
-    const double best = power_[r] > 0 ? std::max(cross_[r] / power_[r], 0.0) : 0.0;
+    double best = power_[r] > 0 ? std::max(cross_[r] / power_[r], 0.0) : 0.0;
+    if (!coding_.refit) best = 1.0;
     codes.row_scale[row] = float_to_half(static_cast<float>(best * scale_[r]));
     const double refitted = half_to_float(codes.row_scale[row]);
     const double rho = scale_[r] > 0 ? refitted / scale_[r] : 0.0;
