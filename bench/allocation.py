@@ -27,7 +27,7 @@ from llava_fa.sensitivity import measured_weights, rule_weights
 BUDGETS = tuple(np.arange(2.0, 4.51, 0.25).tolist())
 SIZES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
 RANKS = (0, 4, 8, 16)
-BASE = CompressionConfig(odc="none", row_scale="unbiased")
+BASE = CompressionConfig(odc="none")
 Settings = dict[str, CompressionConfig]
 
 
@@ -49,7 +49,7 @@ class Trial:
 
     def _decoded(self, name: str, config: CompressionConfig) -> torch.Tensor:
         if (name, config) not in self._dense:
-            matrix = compress_matrix(self.judge.weights[name], config)
+            matrix = compress_matrix(self.judge.weights[name], config.for_checkpoint())
             self._dense[name, config] = torch.as_tensor(matrix.dense())
         return self._dense[name, config]
 
