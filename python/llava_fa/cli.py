@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .cli_options import add_calibration, add_config, add_inputs
 from .cli_plan import add_plan_options, add_target, contradiction, run_plan
 from .config import CompressionConfig
 from .errors import LlavaFaError
@@ -32,7 +33,6 @@ examples:
   llava-fa decompress small dense --dtype bfloat16
   llava-fa demo
 """
-_DEFAULTS = CompressionConfig()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,37 +71,6 @@ def _command(
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser, *, bits: bool = True) -> None:
-    """Add the settings; without a default, so that a given one is known from a left-out one."""
-    group = parser.add_argument_group("settings of every matrix (a recipe can override them)")
-
-    def add(option: str, kind: type, text: str) -> None:
-        default = getattr(_DEFAULTS, option.strip("-").replace("-", "_"))
-        group.add_argument(option, type=kind, help=f"{text} (default {default})")
-
-    if bits:
-        add("--bits", float, "code bits per weight, 1 to 5 in halves")
-    add("--codec", str, "ring, trellis, product or uniform")
-    add("--rank", int, "complex rank of L1 L2")
-    add("--factor-bits", int, "bits of the factors")
-    add("--odc", str, "spatial, spectral or none")
-    add(
-        "--calibration",
-        str,
-        "what examples are used for: hessian (full second moments) or diagonal",
-    )
-    add("--state-bits", int, "bits of a trellis state, 8 to 16")
-    add("--row-scale", str, "auto, least-squares or unbiased")
-    add("--seed", int, "of the random signs")
-    group.add_argument(
-        "--no-signs",
-        dest="signs",
-        action="store_false",
-        default=None,
-        help="no random signs (the paper's form)",
-    )
-
-
 class _UsageError(Exception):
     """An option has a value that the command cannot take."""
 
@@ -130,61 +99,14 @@ def _add_compress(commands: Any) -> None:
     )
     parser.add_argument("source", help="folder with config.json and safetensors, or a hub id")
     parser.add_argument("output", help="folder to write")
-    _add_config(parser)
+    add_config(parser)
     add_target(parser, required=False)
     parser.add_argument("--plan", metavar="FILE.json", help="settings that llava-fa plan saved")
-    _add_inputs(parser)
+    add_inputs(parser)
+    add_calibration(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in OUTPUT")
     parser.add_argument("--no-resume", action="store_true", help="start an interrupted run anew")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the compression")
-
-
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Add what planning and compressing both look at."""
-    parser.add_argument("--recipe", metavar="FILE.yaml", help="per-layer rules, first match wins")
-    parser.add_argument(
-        "--calib", metavar="FILE.jsonl", help='lines of {"image": ..., "text": ...}'
-    )
-    parser.add_argument("--calib-samples", type=int, default=128, metavar="N")
-    _add_calibration(parser)
-    parser.add_argument(
-        "--on-nonfinite",
-        choices=("error", "skip"),
-        default="error",
-        help="a weight with NaN or Inf: stop, or keep it dense",
-    )
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE")
-
-
-def _add_calibration(parser: argparse.ArgumentParser) -> None:
-    order = parser.add_mutually_exclusive_group()
-    order.add_argument(
-        "--one-pass",
-        dest="calibration_order",
-        action="store_const",
-        const="one-pass",
-        default="one-pass",
-        help="calibrate on the inputs that the dense model gives every layer (default)",
-    )
-    order.add_argument(
-        "--sequential",
-        dest="calibration_order",
-        action="store_const",
-        const="sequential",
-        help="calibrate on the inputs that the layers compressed before give",
-    )
-    parser.add_argument(
-        "--calibration-memory",
-        default="4GB",
-        metavar="SIZE",
-        help="for second moments beside the model; less takes more forward passes",
-    )
-    parser.add_argument(
-        "--save-calibration", metavar="FILE", help="keep the second moments for later runs"
-    )
-    parser.add_argument(
-        "--load-calibration", metavar="FILE", help="take them from there instead of --calib"
-    )
 
 
 def _compress(arguments: argparse.Namespace) -> int:
@@ -228,9 +150,9 @@ def _add_plan(commands: Any) -> None:
         "llava-fa plan llava-1.5-7b-hf --target-bits 2.75",
     )
     parser.add_argument("source", help="folder with config.json and safetensors, or a hub id")
-    _add_config(parser, bits=False)
+    add_config(parser, bits=False)
     add_target(parser, required=True)
-    _add_inputs(parser)
+    add_inputs(parser)
     add_plan_options(parser)
 
 
@@ -374,7 +296,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--example", default="examples/tiny_lmm", metavar="DIR")
     parser.add_argument("--output", metavar="DIR", help="keep the compressed model there")
     parser.add_argument("--questions", type=int, default=2000, metavar="N")
-    _add_config(parser)
+    add_config(parser)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -38,7 +38,18 @@ class TestHelp:
         text = build_parser().format_help()
         assert all(f"llava-fa {command}" in text for command in COMMANDS)
 
-    @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["compress"], ["verify", "a", "b"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["nonsense"],
+            ["compress"],
+            ["verify", "a", "b"],
+            # Planning reads no second moments, so it must not take options that it would ignore.
+            ["plan", "a", "--target-bits", "3", "--load-calibration", "b"],
+            ["plan", "a", "--target-bits", "3", "--sequential"],
+        ],
+    )
     def test_wrong_usage_returns_2(self, arguments: list[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
