@@ -64,6 +64,22 @@ class TestErrorModel:
         ):  # from 2 bits on, a bit apart
             assert 3 < coarse / fine < 5
 
+    @pytest.mark.parametrize("bits", [1.5, 2, 3, 4])
+    def test_trellis_is_predicted_too(self, bits: float) -> None:
+        config = CompressionConfig(bits=bits, codec="trellis", odc="none")
+        assert code_distortion(config) < code_distortion(config.replace(codec="ring"))
+        weight = torch.randn(192, 160, generator=torch.Generator().manual_seed(7))
+        expected = profile_matrix(weight, config).relative_error(config)
+        actual = compress_matrix(weight, config.for_checkpoint()).relative_error(weight)
+        assert actual == pytest.approx(expected, rel=0.1)
+
+    @pytest.mark.parametrize("codec", ["ring", "trellis"])
+    @pytest.mark.parametrize("bits", [1.5, 2.5])
+    def test_distortion_is_that_of_unbiased_codes(self, bits: float, codec: str) -> None:
+        config = CompressionConfig(bits=bits, codec=codec, state_bits=8)
+        least = code_distortion(config.replace(row_scale="least-squares"))
+        assert code_distortion(config) == pytest.approx(least / (1 - least), rel=0.01)
+
     @pytest.mark.parametrize("odc", ["spatial", "none"])
     @pytest.mark.parametrize("bits", [1.5, 2, 3, 4])
     def test_every_matrix_has_the_predicted_error_without_rank(self, bits: float, odc: str) -> None:
@@ -160,10 +176,33 @@ class TestTargetBits:
         made = plan(llava_folder, target_bits=5, config=CompressionConfig(rank=2))
         assert {matrix.config.rank for matrix in made.matrices} == {2}
 
-    def test_with_calibration_data_too(self, llava_folder: Path, output: Path) -> None:
-        inputs = [llava_inputs(1), llava_inputs(2)]
-        report = compress(llava_folder, output, target_bits=5, calibration_data=inputs)
-        assert report.bits_per_weight <= 5
+    @pytest.mark.parametrize("calibration", ["hessian", "diagonal"])
+    @pytest.mark.parametrize("codec", ["ring", "trellis"])
+    def test_room_for_the_scales_that_data_ask_for(
+        self, llama: Path, output: Path, codec: str, calibration: str
+    ) -> None:
+        def uneven(norm: torch.Tensor) -> torch.Tensor:
+            return torch.linspace(-4, 4, len(norm)).exp()
+
+        edit_tensor(llama, "model.layers.0.post_attention_layernorm.weight", uneven)
+        config = CompressionConfig(codec=codec, state_bits=8, calibration=calibration)
+        inputs = [{"input_ids": torch.arange(1, 31)[None]}]
+        made = plan(llama, config=config, target_bits=7, calibration_data=inputs)
+        report = compress(llama, output, plan=made, calibration_data=inputs)
+        rows = {row.name: row for row in report.compressed}
+        assert rows[UP].spec is not None
+        assert rows[UP].spec.channel_scale_in
+        without = {m.name: m for m in plan(llama, config=config, target_bits=7).matrices}
+        assert not without[UP].channel_scale_in  # it is the data that ask for them
+        assert all(rows[m.name].nbytes_after <= m.nbytes for m in made.matrices)
+        assert report.bits_per_weight <= 7
+
+    def test_trellis_sizes_end_at_four_bits(self, llava_folder: Path, output: Path) -> None:
+        config = CompressionConfig(codec="trellis", state_bits=8)
+        report = compress(llava_folder, output, config=config, target_bits=3)
+        assert 2.9 < report.bits_per_weight <= 3
+        made = plan(llava_folder, config=config, target_bits=16)
+        assert {matrix.config.bits for matrix in made.matrices} == {4.0}
 
     def test_small_matrices_get_more(self, llava_folder: Path) -> None:
         made = plan(llava_folder, target_bits=4.5, config=CompressionConfig(odc="none"))
