@@ -112,12 +112,12 @@ def test_unbiased_codes_give_outputs_that_are_not_too_small(moment_kind):
     y = x @ weight.astype(np.float64).T
     carried = {}
     for row_scale in ("least-squares", "unbiased"):
-        config = CompressionConfig(bits=1, row_scale=row_scale)
+        config = CompressionConfig(bits=2, row_scale=row_scale)
         matrix = compress_matrix(weight, config, input_second_moment=moment)
         carried[row_scale] = np.sum(y * (x @ matrix.dense().T)) / np.sum(y**2)
     assert carried["least-squares"] < carried["unbiased"]
     # under feedback D is the codec's on a Gaussian, and targets are a little larger than entries
-    assert carried["unbiased"] == pytest.approx(1.0, abs=0.06)
+    assert carried["unbiased"] == pytest.approx(1.0, abs=0.03)
 
 
 def test_auto_row_scales_are_least_squares_for_a_matrix_and_unbiased_in_a_checkpoint():
