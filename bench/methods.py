@@ -29,6 +29,7 @@ CALIBRATED = "ring + ODC"
 FED_BACK = "ring + feedback"
 TRELLIS_NO_DATA = "trellis, no data"
 TRELLIS = "trellis + feedback"
+TRELLIS_NO_SCALES = "trellis + feedback, no scales"
 ROUNDED = "round to nearest g64"
 NF4 = "NF4 g64"
 AWQ = "AWQ-like g64, alpha 1/2"
@@ -146,6 +147,7 @@ def ours(widths: Iterable[float]) -> list[Method | Skipped]:
             library(FED_BACK, bits, **full),
             library(TRELLIS_NO_DATA, bits, codec="trellis"),
             library(TRELLIS, bits, codec="trellis", **full),
+            library(TRELLIS_NO_SCALES, bits, codec="trellis", odc="none", **full),
         ]
     return rows
 

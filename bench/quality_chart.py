@@ -21,7 +21,7 @@ STYLES = {
     m.SVD_LLM: ("p:", "tab:gray"),
     m.NF4: ("D", "tab:orange"),
 }
-LEFT_OUT = (m.NO_SCALES, m.AWQ, m.FED_BACK_GPTQ, m.ASVD, m.LQER, m.LQ_LORA)
+LEFT_OUT = (m.NO_SCALES, m.TRELLIS_NO_SCALES, m.AWQ, m.FED_BACK_GPTQ, m.ASVD, m.LQER, m.LQ_LORA)
 """Lines that stand in the table alone."""
 
 OTHER_MARKS = "hd1234+x"

@@ -35,9 +35,9 @@ class KlBound:
 
 
 KL_BOUNDS = (
-    KlBound((m.TRELLIS, 2.0), (m.STRONG_GPTQ, 2.0), 0.5, 2.1),
-    KlBound((m.TRELLIS, 1.5), (m.STRONG_GPTQ, 2.0), 1.0, 1.6),
-    KlBound((m.TRELLIS, 3.0), (m.NF4, 4.0), 0.5, 3.1),
+    KlBound((m.TRELLIS_NO_SCALES, 2.0), (m.STRONG_GPTQ, 2.0), 0.5, 2.1),
+    KlBound((m.TRELLIS_NO_SCALES, 1.5), (m.STRONG_GPTQ, 2.0), 1.0, 1.6),
+    KlBound((m.TRELLIS_NO_SCALES, 3.0), (m.NF4, 4.0), 0.5, 3.1),
 )
 
 
@@ -49,7 +49,8 @@ def targets(judge: Judge, points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def _losses(judge: Judge, by: By) -> Iterator[dict[str, Any]]:
     without = dict.fromkeys((m.NO_SCALES, m.NO_DATA, m.CALIBRATED), LARGEST_LOSS)
-    for method, bounds in {**without, m.TRELLIS: LARGEST_LOSS_FED_BACK}.items():
+    fed_back = dict.fromkeys((m.TRELLIS, m.TRELLIS_NO_SCALES), LARGEST_LOSS_FED_BACK)
+    for method, bounds in {**without, **fed_back}.items():
         for bits, largest in bounds.items():
             if (method, bits) not in by:
                 continue
@@ -83,7 +84,7 @@ def _below_rounding(judge: Judge, by: By) -> Iterator[dict[str, Any]]:
 def _errors(by: By) -> Iterator[dict[str, Any]]:
     """Mean relative output errors on held-out inputs against the strong GPTQ, and NF4."""
     pairs = [
-        (m.TRELLIS, bits, m.STRONG_GPTQ, bits, decibels, FEWER_BITS_THAN_GPTQ)
+        (m.TRELLIS_NO_SCALES, bits, m.STRONG_GPTQ, bits, decibels, FEWER_BITS_THAN_GPTQ)
         for bits, decibels in DECIBELS_BELOW_GPTQ.items()
     ]
     pairs += [(m.FED_BACK, bits, m.STRONG_GPTQ, bits, 0.0, 0.0) for bits in DECIBELS_BELOW_GPTQ]

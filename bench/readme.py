@@ -25,16 +25,16 @@ QUOTED = (
     m.NF4,
     "HQQ g64",
     "bitsandbytes NF4, double quantization",
-    "optimum-quanto",
     "GPTQModel strong g64",
     m.NO_DATA,
     m.CALIBRATED,
     m.TRELLIS_NO_DATA,
     m.FED_BACK,
     m.TRELLIS,
+    m.TRELLIS_NO_SCALES,
 )
 """Methods that the README quotes; the results hold all."""
-QUOTED_WIDTHS = (1.5, 2.0, 3.0, 4.0)
+QUOTED_WIDTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 def _load(name: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Row = Mapping[str, Any]
+PAUSE_SECONDS = 0.3
 
 
 def parser(description: str | None, name: str) -> argparse.ArgumentParser:
@@ -143,11 +144,13 @@ def interleaved_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of each task in each of ``repeats`` rounds, the tasks taking turns.
 
-    Taking turns spreads the load of other processes over all tasks alike.
+    Taking turns spreads the load of other processes over all tasks alike. A pause before each lets
+    the threads of the other task's OpenMP runtime, which wait busily for a while, fall asleep.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(repeats):
         for name, task in tasks.items():
+            time.sleep(PAUSE_SECONDS)
             start = time.perf_counter()
             task()
             seconds[name].append(time.perf_counter() - start)

@@ -214,15 +214,17 @@ def point(method: str, bits: float, error: float, kl: float, stored: float) -> P
 def test_targets_compare_errors_and_divergences(judge: Judge) -> None:
     measured = [
         point(methods.STRONG_GPTQ, 2.0, 0.03, 0.01, 2.28),
-        point(methods.TRELLIS, 2.0, 0.02, 0.004, 2.05),
+        point(methods.TRELLIS_NO_SCALES, 2.0, 0.02, 0.004, 2.05),
         point(methods.FED_BACK, 2.0, 0.04, 0.006, 2.05),
     ]
     found = {row["target"]: row for row in targets(judge, measured)}
-    error = found["trellis + feedback, 2 bits: output error below GPTQ g64 strong 2 (dB)"]
+    error = found[
+        "trellis + feedback, no scales, 2 bits: output error below GPTQ g64 strong 2 (dB)"
+    ]
     assert error["measured"] == pytest.approx(10 * np.log10(1.5))
     assert error["met"]
     assert not found["ring + feedback, 2 bits: output error below GPTQ g64 strong 2 (dB)"]["met"]
-    kl = found["trellis + feedback, 2 bits: KL over that of GPTQ g64 strong 2"]
+    kl = found["trellis + feedback, no scales, 2 bits: KL over that of GPTQ g64 strong 2"]
     assert kl["measured"] == pytest.approx(0.4)
     assert kl["met"]
 
@@ -230,7 +232,7 @@ def test_targets_compare_errors_and_divergences(judge: Judge) -> None:
 def test_too_many_bits_miss_a_target(judge: Judge) -> None:
     measured = [
         point(methods.STRONG_GPTQ, 2.0, 0.03, 0.01, 2.28),
-        point(methods.TRELLIS, 2.0, 0.01, 0.001, 2.2),
+        point(methods.TRELLIS_NO_SCALES, 2.0, 0.01, 0.001, 2.2),
     ]
     rows_ = [row for row in targets(judge, measured) if "GPTQ" in row["target"]]
     assert len(rows_) == 2
