@@ -60,7 +60,8 @@ struct JointSolution {
 // `unbiased`, each row scale is finally enlarged until <x, q> = <x, x> for x = Ã - L1 L2; the
 // squared error rises from D to D / (1 - D), and all of it is noise; `objective` is of before.
 // Under a feedback filter codes decode 1 / (1 - D) larger from the start, and `unbiased` keeps the
-// final refit from shrinking them: the filter's metric sees little of the directions of little input.
+// final refit from shrinking them: the filter's metric sees little of the directions of little
+// input.
 //
 // spectrum (rows, cols) complex, entries of order one (normalize first)
 // Throws Error(invalid_argument) if an option is out of range.
