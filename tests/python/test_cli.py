@@ -290,7 +290,14 @@ def test_ctrl_c_leaves_a_resumable_state(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     llama_model(num_hidden_layers=12).save_pretrained(source)
     command = [sys.executable, "-m", "llava_fa.cli", "compress", str(source), str(output)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell's background jobs inherit an ignored SIGINT, and Python then leaves it ignored.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 180
     while not list(output.glob(".llava_fa_partial/0*.json")) and time.monotonic() < deadline:
         time.sleep(0.005)
