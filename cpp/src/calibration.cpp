@@ -19,6 +19,7 @@ namespace {
 constexpr std::array<std::string_view, 3> kOdcNames = {"none", "spatial", "spectral"};
 constexpr double kLargestScale = 256.0;
 constexpr double kBitsPerScale = 16.0;
+constexpr double kMomentDamping = 0.1;
 
 void check_moments(std::span<const float> moments, Index expected, const char* name) {
   if (moments.empty()) return;
@@ -38,37 +39,45 @@ void check_moments(std::span<const float> moments, Index expected, const char* n
   throw Error(ErrorCode::non_finite, concat("weight[", row, ", ", j, "] is ", weight.row(row)[j]));
 }
 
+// s_j^2 plus a tenth of their mean, or ones where nothing is known. A few examples leave some
+// channels nearly silent by chance; undamped, these would take up the noise of all others.
+std::vector<double> damped_squares(std::span<const float> moments, std::size_t count) {
+  std::vector<double> squares(count, 1.0);
+  if (moments.empty()) return squares;
+  const double sum = std::accumulate(moments.begin(), moments.end(), 0.0);
+  for (std::size_t j = 0; j < count; ++j) {
+    squares[j] = moments[j] + kMomentDamping * sum / static_cast<double>(count);
+  }
+  return squares;
+}
+
 // Noise power after the best scales, relative to none: (sum s w)^2 / (sum s^2 sum w^2) <= 1.
-double predicted_gain(std::span<const float> moments, const std::vector<double>& energies) {
+double predicted_gain(const std::vector<double>& squares, const std::vector<double>& energies) {
   double cross = 0, signal = 0, weight = 0;
   for (std::size_t j = 0; j < energies.size(); ++j) {
-    const double square = moments.empty() ? 1.0 : moments[j];
-    cross += std::sqrt(square * energies[j]);
-    signal += square;
+    cross += std::sqrt(squares[j] * energies[j]);
+    signal += squares[j];
     weight += energies[j];
   }
   return signal > 0 && weight > 0 ? cross * cross / (signal * weight) : 1.0;
 }
 
 // 1/c_j = (w_j / s_j)^1/2 with geometric mean one, clamped and rounded to binary16.
-std::vector<float> decode_scales(std::span<const float> moments,
+std::vector<float> decode_scales(const std::vector<double>& squares,
                                  const std::vector<double>& energies) {
   std::vector<double> log_scale(energies.size(), 0.0);
-  std::vector<bool> neutral(energies.size(), false);
   double sum = 0;
   Index used = 0;
   for (std::size_t j = 0; j < energies.size(); ++j) {
-    const double square = moments.empty() ? 1.0 : moments[j];
-    neutral[j] = !(square > 0 && energies[j] > 0);
-    if (neutral[j]) continue;
-    log_scale[j] = 0.25 * (std::log(energies[j]) - std::log(square));
+    if (energies[j] == 0) continue;
+    log_scale[j] = 0.25 * (std::log(energies[j]) - std::log(squares[j]));
     sum += log_scale[j];
     ++used;
   }
   const double mean = used > 0 ? sum / static_cast<double>(used) : 0.0;
   std::vector<float> scales(energies.size());
   for (std::size_t j = 0; j < scales.size(); ++j) {
-    const double scale = neutral[j] ? 1.0 : std::exp(log_scale[j] - mean);
+    const double scale = energies[j] > 0 ? std::exp(log_scale[j] - mean) : 1.0;
     const double clamped = std::clamp(scale, 1.0 / kLargestScale, kLargestScale);
     scales[j] = half_to_float(float_to_half(static_cast<float>(clamped)));
   }
@@ -79,6 +88,15 @@ std::vector<float> decode_scales(std::span<const float> moments,
 // lower its power below 2^(-2 b) to be worth storing.
 bool worth_storing(double gain, Index channels_per_scale) {
   return gain < std::exp2(-2.0 * kBitsPerScale / static_cast<double>(channels_per_scale));
+}
+
+// Scales of one side, or none.
+std::vector<float> worthwhile_scales(std::span<const float> moments,
+                                     const std::vector<double>& energies,
+                                     Index channels_per_scale) {
+  const std::vector<double> squares = damped_squares(moments, energies.size());
+  if (!worth_storing(predicted_gain(squares, energies), channels_per_scale)) return {};
+  return decode_scales(squares, energies);
 }
 
 }  // namespace
@@ -127,12 +145,8 @@ DiagonalScales diagonal_scales(const ChannelEnergies& energies, const SecondMome
   const Index cols = static_cast<Index>(energies.cols.size());
   validate(moments, rows, cols);
   DiagonalScales scales;
-  if (worth_storing(predicted_gain(moments.input_diagonal, energies.cols), rows)) {
-    scales.in = decode_scales(moments.input_diagonal, energies.cols);
-  }
-  if (worth_storing(predicted_gain(moments.output_diagonal, energies.rows), cols)) {
-    scales.out = decode_scales(moments.output_diagonal, energies.rows);
-  }
+  scales.in = worthwhile_scales(moments.input_diagonal, energies.cols, rows);
+  scales.out = worthwhile_scales(moments.output_diagonal, energies.rows, cols);
   return scales;
 }
 

@@ -92,6 +92,13 @@ std::vector<float> signs_or_ones(bool signs, std::uint64_t seed, int stream, Ind
   return signs ? random_signs(seed, stream, count) : std::vector<float>(count, 1.0f);
 }
 
+// Feedback moves the noise to where the input has little power, whatever the scales: they are left
+// with making the weight's own columns equal.
+SecondMoments scale_moments(SecondMoments moments, bool fed_back) {
+  if (fed_back) moments.input_diagonal = {};
+  return moments;
+}
+
 MatrixSpec spec_of(const MatrixView& weight, const CompressionOptions& options) {
   MatrixSpec spec;
   spec.rows = weight.rows;
@@ -114,8 +121,10 @@ CompressionResult compress_matrix(const MatrixView& weight, const CompressionOpt
   validate(spec);
   validate(moments, spec.rows, spec.cols);
   const ChannelEnergies energies = channel_energies(weight);
-  const DiagonalScales scales =
-      options.odc == Odc::spatial ? diagonal_scales(energies, moments) : DiagonalScales{};
+  const bool fed_back = options.feedback && !moments.input_full.empty();
+  const DiagonalScales scales = options.odc == Odc::spatial
+                                    ? diagonal_scales(energies, scale_moments(moments, fed_back))
+                                    : DiagonalScales{};
   spec.channel_scale_in = !scales.in.empty();
   spec.channel_scale_out = !scales.out.empty();
   const float matrix_scale = root_mean_square(scaled_energy(weight, energies, scales), weight);
@@ -129,7 +138,7 @@ CompressionResult compress_matrix(const MatrixView& weight, const CompressionOpt
                         scales.out, divisor),
       encode_multiplier(input_signs, scales.in, 1.0));
   JointSolution solution;
-  if (options.feedback && !moments.input_full.empty()) {
+  if (fed_back) {
     const FeedbackFilter filter =
         feedback_filter({moments.input_full.data(), spec.cols, spec.cols, spec.cols},
                         signed_scales(input_signs, scales.in));

@@ -28,6 +28,14 @@ DiagonalScales scales_of(const reference::Dense& weight, const SecondMoments& mo
   return diagonal_scales(channel_energies(weight.view()), moments);
 }
 
+// Mean squares plus a tenth of their mean.
+std::vector<float> damped(std::vector<float> moments) {
+  const double sum = std::accumulate(moments.begin(), moments.end(), 0.0);
+  const float tenth = static_cast<float>(0.1 * sum / static_cast<double>(moments.size()));
+  for (float& moment : moments) moment += tenth;
+  return moments;
+}
+
 // (sum c_j^2 w_j^2)(sum s_j^2 / c_j^2): noise power of the layer's output up to a constant.
 double noise(const std::vector<double>& energies, const std::vector<float>& moments,
              const std::vector<double>& multiplier) {
@@ -68,6 +76,7 @@ TEST_CASE("input scales minimize the predicted output noise") {
     for (Index j = 0; j < n; ++j) energies[j] += std::pow(double(weight.at(i, j)), 2);
   }
   for (Index j = 0; j < n; ++j) multiplier[j] = 1.0 / scales.in[j];
+  moments = damped(moments);
   double cross = 0;
   for (Index j = 0; j < n; ++j) cross += std::sqrt(energies[j] * moments[j]);
   const double minimum = noise(energies, moments, multiplier);
@@ -92,15 +101,30 @@ TEST_CASE("equal channels are not worth their scales") {
   CHECK(scales.out.empty());
 }
 
-TEST_CASE("dead channels get a neutral scale and stay finite") {
+TEST_CASE("channels without weight get a neutral scale") {
   reference::Dense weight = spread_columns(200, 24);
   for (Index i = 0; i < 200; ++i) weight.values[i * 24 + 7] = 0.0f;
-  std::vector<float> moments(24, 1.0f);
-  moments[3] = 0.0f;
+  const std::vector<float> moments(24, 1.0f);
   const DiagonalScales scales = scales_of(weight, {moments, {}, {}});
   CHECK(scales.in[7] == 1.0f);
-  CHECK(scales.in[3] == 1.0f);
   for (const float scale : scales.in) CHECK((scale > 0 && std::isfinite(scale)));
+}
+
+TEST_CASE("channels that are silent in the examples do not take up the noise of the others") {
+  const reference::Dense weight = reference::gaussian(4000, 24, 33);
+  for (const float silent : {0.0f, 1e-30f, 1e-6f}) {
+    std::vector<float> moments(24, 1.0f);
+    for (Index j = 0; j < 12; ++j) moments[j] = silent;
+    const DiagonalScales scales = scales_of(weight, {moments, {}, {}});
+    REQUIRE(scales.in.size() == 24);
+    // (damped loud over damped silent square)^1/4 = ((1 + 0.05) / 0.05)^1/4
+    CHECK(scales.in[0] / scales.in[23] == doctest::Approx(std::pow(21.0, 0.25)).epsilon(0.02));
+  }
+}
+
+TEST_CASE("an input that is silent altogether counts as unknown to the scales") {
+  const std::vector<float> moments(24, 0.0f);
+  CHECK(scales_of(reference::gaussian(4000, 24, 33), {moments, {}, {}}).in.empty());
 }
 
 TEST_CASE("spectral weights follow the power spectrum of the input") {

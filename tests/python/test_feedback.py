@@ -151,3 +151,21 @@ def test_what_is_no_second_moment_is_refused():
         compress_matrix(weight, input_second_moment=moment)
     with pytest.raises(ValueError, match="second_moment"):
         compress_matrix(weight, input_second_moment=np.eye(5, dtype=np.float32))
+
+
+def test_under_feedback_scales_even_out_the_weight_and_leave_the_input_to_the_filter():
+    x = inputs(2000, 96) * np.logspace(-1, 1, 96)
+    even, uneven = gaussian((800, 96)), gaussian((800, 96)) * np.logspace(-1, 1, 96)
+
+    def input_scales(weight, calibration):
+        config = CompressionConfig(bits=2, calibration=calibration)
+        matrix = compress_matrix(
+            weight.astype(np.float32), config, input_second_moment=second_moment(x)
+        )
+        return matrix.state_dict().get("channel_scale_in")
+
+    assert input_scales(even, "hessian") is None
+    assert input_scales(even, "diagonal") is not None
+    without_data = compress_matrix(uneven.astype(np.float32), CompressionConfig(bits=2))
+    expected = without_data.state_dict()["channel_scale_in"]
+    assert torch.equal(input_scales(uneven, "hessian"), expected)
