@@ -16,14 +16,22 @@
 namespace llava_fa {
 namespace {
 
+constexpr std::uint32_t kGolden = 2654435761u;  // 2^32 / golden ratio
+
+// Odd multipliers by state bits: from 8 on the best of about a hundred drawn at random, by the
+// distortion of 2 to 8 code bits on a Gaussian; 0.2 to 2.5 % better than the golden ratio's.
+constexpr std::array<std::uint32_t, kMaxStateBits + 1> kMultipliers = {
+    kGolden, kGolden, kGolden, kGolden, kGolden, kGolden, kGolden, kGolden, 95,
+    5023,    3905,    20639,   43489,   11135,   15375,   205665,  kGolden};
+
 // A bijection of the states that leaves no structure between neighbours in the trellis: multiply,
-// fold the upper half onto the lower, multiply (odd multiplier: 2^32 / golden ratio).
+// fold the upper half onto the lower, multiply.
 std::uint32_t hashed(std::uint32_t state, int state_bits) {
-  constexpr std::uint32_t kOdd = 2654435761u;
+  const std::uint32_t odd = kMultipliers[state_bits];
   const std::uint32_t mask = (std::uint32_t{1} << state_bits) - 1;
-  std::uint32_t h = (state * kOdd) & mask;
+  std::uint32_t h = (state * odd) & mask;
   h ^= h >> std::max(1, state_bits / 2);
-  return (h * kOdd) & mask;
+  return (h * odd) & mask;
 }
 
 // Root mean squares of a Rayleigh magnitude within equally probable intervals, scaled to a total

@@ -57,12 +57,25 @@ def points(rings: list[tuple[float, int, float]]) -> Complex:
     return np.concatenate(parts)
 
 
+TRELLIS_MULTIPLIERS = {
+    8: 95,
+    9: 5023,
+    10: 3905,
+    11: 20639,
+    12: 43489,
+    13: 11135,
+    14: 15375,
+    15: 205665,
+}
+
+
 def trellis_points(code_bits: int, state_bits: int) -> Complex:
     """The point of every trellis state by the formula of docs/format.md."""
     mask, low = 2**state_bits - 1, state_bits - state_bits // 2
     count = 2 ** (state_bits // 2)
-    x = (np.arange(2**state_bits) * 2654435761) & mask
-    x = ((x ^ (x >> max(1, state_bits // 2))) * 2654435761) & mask
+    odd = TRELLIS_MULTIPLIERS.get(state_bits, 2654435761)
+    x = (np.arange(2**state_bits) * odd) & mask
+    x = ((x ^ (x >> max(1, state_bits // 2))) * odd) & mask
     ring, phase = x >> low, x & (2**low - 1)
     edges = 1.0 - np.arange(count + 1) / count
     g = np.where(edges > 0, edges - edges * np.log(np.maximum(edges, 1e-300)), 0.0)

@@ -21,7 +21,7 @@
 namespace llava_fa::cpu {
 namespace {
 
-constexpr Index kSeamRows = 32;     // rows on each side of the seam that settle its state
+constexpr Index kSeamRows = 64;     // rows on each side of the seam that settle its state
 constexpr Index kRowsPerItem = 32;  // of the decoder
 constexpr float kForbidden = 1e30f;
 
