@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from bench import activation_aware, baselines, gptq, group_grid, matrices  # noqa: E402
-from bench.gptq import GptqSettings  # noqa: E402
+from bench import activation_aware, baselines, gptq, group_grid, matrices
+from bench.gptq import GptqSettings
 
 
 def moment_of(columns: int, seed: int = 0) -> torch.Tensor:

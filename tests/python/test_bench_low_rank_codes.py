@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from bench import baselines, matrices  # noqa: E402
-from bench import low_rank_codes as lr  # noqa: E402
-from bench.group_grid import group_bits  # noqa: E402
+from bench import baselines, matrices
+from bench import low_rank_codes as lr
+from bench.group_grid import group_bits
 
 SHAPE = (128, 192)
 

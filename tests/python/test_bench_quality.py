@@ -7,18 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from bench import baselines, matrices, methods, quality, score_store  # noqa: E402
-from bench.methods import Method, Skipped  # noqa: E402
-from bench.peers import rows, task  # noqa: E402
-from bench.quality_points import Laboratory, Point, Sample, measure_all  # noqa: E402
-from bench.quality_targets import targets  # noqa: E402
-from bench.score_store import Store, hash_of_files, hash_of_tensors, key_of  # noqa: E402
-from bench.tiny_model import Candidate, Judge, Score  # noqa: E402
+from bench import baselines, matrices, methods, quality, score_store
+from bench.methods import Method, Skipped
+from bench.peers import rows, task
+from bench.quality_points import Laboratory, Point, Sample, measure_all
+from bench.quality_targets import targets
+from bench.score_store import Store, hash_of_files, hash_of_tensors, key_of
+from bench.tiny_model import Candidate, Judge, Score
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
@@ -21,7 +19,6 @@ VERDICTS = {"confirmed", "refuted", "not separable"}
 @pytest.fixture(scope="module")
 def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model of the tiny architecture: the benches need no trained one."""
-    sys.path.insert(0, str(ROOT))
     from examples.tiny_lmm.architecture import Size, build_model, build_processor
 
     folder = tmp_path_factory.mktemp("model")
@@ -104,7 +101,6 @@ def test_compress_speed(tmp_path: Path) -> None:
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(f"bench.{name}").main()
