@@ -7,6 +7,7 @@ for activation order 32 bits of ``g_idx`` per input channel.
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import sys
 import types
@@ -72,7 +73,8 @@ def _without_torchvision() -> None:
 
     assert transformers.PreTrainedModel
     try:
-        import torchvision  # noqa: F401
+        # Only whether it loads counts; nothing of it is used here.
+        importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
         for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
             stand_in: Any = types.ModuleType(name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.baselines import Baseline
@@ -89,9 +89,9 @@ def read_task(path: Path) -> Task:
     parts: dict[str, dict[str, Tensor]] = {"weight": {}, "moment": {}}
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        for key in file.keys():  # noqa: SIM118 - the file is no mapping
-            kind, name = key.split(" ", 1)
-            parts[kind][name] = file.get_tensor(key)
+    for key, tensor in load_file(path).items():
+        kind, name = key.split(" ", 1)
+        parts[kind][name] = tensor
     return Task(
         parts["weight"], parts["moment"], Path(metadata["model"]), int(metadata["calibration"])
     )

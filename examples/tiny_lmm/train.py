@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from .architecture import WORD_ID, build_model, build_processor
@@ -272,7 +273,7 @@ def main() -> None:
     if arguments.workers == 1:
         train(0, arguments)
     else:
-        launch: Any = multiprocessing.spawn  # type: ignore[attr-defined]
+        launch: Any = spawn  # torch leaves it without types
         launch(train, args=(arguments,), nprocs=arguments.workers)
 
 
