@@ -22,7 +22,7 @@ from torch import nn
 
 from .errors import NonFiniteError
 from .moments import Accumulator, MeanSquares, SecondMoment
-from .trace import NotShared, Trace, Tracer, block_input, layer_input
+from .trace import Trace, Tracer, UnsharedInputError, block_input, layer_input
 
 Example = Mapping[str, Any]
 # A leader, and its input as rows without padding.
@@ -84,7 +84,7 @@ class ForwardPasses:
                         collected.mask = example.get("attention_mask")
                         self._forward(example)
                         tracer.end_example()
-            except NotShared as found:
+            except UnsharedInputError as found:
                 separate |= {found.layer}
                 continue
             trace = tracer.result()

@@ -96,7 +96,7 @@ class Trace:
         )
 
 
-class NotShared(Exception):  # noqa: N818 - a finding, not an error
+class UnsharedInputError(Exception):
     """A layer that seemed to share another's input received something else."""
 
     def __init__(self, layer: str) -> None:
@@ -171,7 +171,7 @@ class Tracer:
         """Draw conclusions after the forward pass of one example."""
         for layer, leader in self._leaders.items():
             if self._calls[layer] != self._calls[leader]:
-                raise NotShared(layer)
+                raise UnsharedInputError(layer)
         kind = self._sequences.setdefault(tuple(self._sequence), len(self._sequences))
         self._kinds.append(kind)
         self._sequence = []
@@ -222,7 +222,7 @@ class Tracer:
         if leader == name:
             received.append((name, _Seen(values)))
         elif leader not in matching:
-            raise NotShared(name)
+            raise UnsharedInputError(name)
         return leader
 
     def _at_entry(self, parent: str) -> Callable[..., None]:
