@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 from . import writer
+from .collected import accumulator_type, wants_full
 from .errors import NonFiniteError
-from .moments import Accumulator, LayerMoment, MeanSquares, MomentFolder, SecondMoment
-from .passes import ForwardPasses, wants_full
+from .moments import Accumulator, LayerMoment, MomentFolder
+from .passes import ForwardPasses
 from .trace import Trace
 
 ORDERS = ("one-pass", "sequential")
@@ -183,7 +184,7 @@ class Calibration:
         room = self._options.memory - (self.trace.state_bytes if self._remembers else 0)
         taken = mean = 0
         for number in numbers:
-            kind = SecondMoment if wants_full(self.trace, number, self._full) else MeanSquares
+            kind = accumulator_type(self.trace, number, self._full)
             size = self.trace.inputs[number].size
             taken, mean = taken + kind.nbytes(size), max(mean, kind.mean_nbytes(size))
             if not groups or taken + mean > room:

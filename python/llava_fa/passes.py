@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import NonFiniteError
-from .moments import Accumulator, MeanSquares, SecondMoment
+from .collected import Collected, accumulator_type, check_finite, unmasked_rows
+from .moments import Accumulator
+from .shortcut import replaced, skipped
 from .trace import Trace, Tracer, UnsharedInputError, block_input, layer_input
 
 Example = Mapping[str, Any]
@@ -76,7 +77,7 @@ class ForwardPasses:
         """
         separate: frozenset[str] = frozenset()
         while True:
-            collected = _Collected(full, memory)
+            collected = Collected(full, memory)
             tracer = Tracer(self.model, full, separate, collected.observe)
             try:
                 with tracer.watch():
@@ -113,7 +114,7 @@ class ForwardPasses:
         title
             What the progress bar calls the pass.
         """
-        found = {n: _accumulator(trace, n, full) for n in numbers}
+        found = {n: accumulator_type(trace, n, full)(trace.inputs[n].size) for n in numbers}
         by_leader = {trace.inputs[n].leader: moment for n, moment in found.items()}
         marked: dict[int, torch.Tensor] = {}
         # Whether beginning at ``start`` gives the same inputs, by the kind of example.
@@ -157,8 +158,8 @@ class ForwardPasses:
         received: list[Received] = []
         try:
             with (
-                _skipped(self.model, run.trace, run.trace.skippable(run.number, start)),
-                _replaced(self.model.get_submodule(start), state),
+                skipped(self.model, run.trace.blocks, run.trace.skippable(run.number, start)),
+                replaced(self.model.get_submodule(start), state),
                 self._observed(run, _keeper(received)) as states,
             ):
                 self._forward(run.example)
@@ -265,53 +266,6 @@ class _Run:
         return comes_after and bool(self.trace.skippable(self.number, start))
 
 
-class _Collected:
-    """Accumulators that the first pass opens when it meets an input, while memory lasts."""
-
-    def __init__(self, full: Mapping[str, bool], memory: int) -> None:
-        self.mask: torch.Tensor | None = None
-        self._full, self._memory = full, memory
-        self._taken = self._mean = 0
-        self._by_leader: dict[str, Accumulator] = {}
-
-    def observe(self, leader: str, values: torch.Tensor) -> int:
-        rows = unmasked_rows(values, self.mask)
-        check_finite(leader, rows)
-        if leader not in self._by_leader and self._fits():
-            kind, size = SecondMoment if self._full[leader] else MeanSquares, rows.shape[-1]
-            self._taken += kind.nbytes(size)
-            self._mean = max(self._mean, kind.mean_nbytes(size))
-            if self._fits():
-                self._by_leader[leader] = kind(size)
-            else:
-                self._by_leader.clear()
-        if leader in self._by_leader:
-            self._by_leader[leader].add(rows)
-        return rows.shape[0]
-
-    def _fits(self) -> bool:
-        return self._taken + self._mean <= self._memory
-
-    def by_number(self, trace: Trace) -> dict[int, Accumulator]:
-        """Return those that are of use: a layer that shares the input may want more of it."""
-        found = {n: self._by_leader.get(i.leader) for n, i in enumerate(trace.inputs)}
-        return {
-            number: moment
-            for number, moment in found.items()
-            if moment and isinstance(moment, SecondMoment) == wants_full(trace, number, self._full)
-        }
-
-
-def wants_full(trace: Trace, number: int, full: Mapping[str, bool]) -> bool:
-    """Whether any layer that shares the input wants its full second moment."""
-    return any(full[layer] for layer in trace.inputs[number].layers)
-
-
-def _accumulator(trace: Trace, number: int, full: Mapping[str, bool]) -> Accumulator:
-    kind = SecondMoment if wants_full(trace, number, full) else MeanSquares
-    return kind(trace.inputs[number].size)
-
-
 def _adder(accumulators: Mapping[str, Accumulator]) -> Callable[[str, torch.Tensor], None]:
     return lambda leader, rows: accumulators[leader].add(rows)
 
@@ -319,25 +273,6 @@ def _adder(accumulators: Mapping[str, Accumulator]) -> Callable[[str, torch.Tens
 def _keeper(received: list[Received]) -> Callable[[str, torch.Tensor], None]:
     # Copies, because the model may change an activation in place later on.
     return lambda leader, rows: received.append((leader, rows.clone()))
-
-
-def check_finite(layer: str, rows: torch.Tensor) -> None:
-    """Refuse inputs with NaN or infinity, naming the layer."""
-    if not bool(torch.isfinite(rows).all()):
-        raise NonFiniteError(
-            f"layer {layer}: its input holds NaN or infinity on the calibration data; check "
-            "the examples, or load the model in a wider type"
-        )
-
-
-def unmasked_rows(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Flatten to rows of features, without padded positions where the mask fits the shape.
-
-    A vision tower's positions have another count than the prompt's tokens, and no padding.
-    """
-    if mask is not None and mask.ndim == 2 and values.shape[:-1] == mask.shape:
-        return values[mask.to(values.device) != 0]
-    return values.reshape(-1, values.shape[-1])
 
 
 def _unit_input(
@@ -348,51 +283,6 @@ def _unit_input(
 
 def _hook(hooks: ExitStack, module: nn.Module, hook: Callable[..., Any]) -> None:
     hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-
-
-@contextmanager
-def _replaced(unit: nn.Module, state: torch.Tensor) -> Iterator[None]:
-    """Let a unit receive a remembered state, whatever it is called with."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # A copy, because the model may change it in place.
-        if args:
-            return (state.clone(), *args[1:]), kwargs
-        key = "input" if type(module) is nn.Linear else "hidden_states"
-        return args, {**kwargs, key: state.clone()}
-
-    with ExitStack() as hooks:
-        _hook(hooks, unit, hook)
-        yield
-
-
-@contextmanager
-def _skipped(model: nn.Module, trace: Trace, names: Iterable[str]) -> Iterator[None]:
-    """Let blocks return NaN in the form of their output, without computing."""
-    with ExitStack() as restored:
-        for name in names:
-            block: Any = model.get_submodule(name)
-            own = block.__dict__.get("forward")
-            restored.callback(_restore, block, own)
-            block.forward = _nothing(trace.blocks[name])
-        yield
-
-
-def _restore(block: Any, own: Any) -> None:
-    if own is None:
-        del block.forward
-    else:
-        block.forward = own
-
-
-def _nothing(length: int) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        state = block_input(args, kwargs)
-        assert state is not None
-        nothing = torch.full_like(state, float("nan"))
-        return (nothing, *[None] * (length - 1)) if length else nothing
-
-    return forward
 
 
 def _to_device(value: Any, model: Any) -> Any:
