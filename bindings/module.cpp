@@ -26,7 +26,7 @@ nb::object exception_class(ErrorCode code) {
 }  // namespace
 
 NB_MODULE(_core, m) {
-  m.doc() = "C++ core of llava_fa; use it through llava_fa.matrix.";
+  m.doc() = "C++ core of llava_fa; use it through llava_fa.matrix and llava_fa.stages.";
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
     try {
       std::rethrow_exception(pointer);

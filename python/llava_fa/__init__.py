@@ -22,10 +22,12 @@ from llava_fa.errors import (
     ResumeError,
 )
 from llava_fa.loading import load_model
-from llava_fa.matrix import (
-    CompressedMatrix,
-    MatrixSpec,
-    compress_matrix,
+from llava_fa.matrix import CompressedMatrix, compress_matrix
+from llava_fa.matrix_spec import MatrixSpec
+from llava_fa.planning import plan_checkpoint
+from llava_fa.recipe import Recipe
+from llava_fa.report import CompressionReport
+from llava_fa.stages import (
     constellation,
     diagonal_scales,
     half_spectrum,
@@ -34,9 +36,6 @@ from llava_fa.matrix import (
     polar_encode,
     truncated_svd,
 )
-from llava_fa.planning import plan_checkpoint
-from llava_fa.recipe import Recipe
-from llava_fa.report import CompressionReport
 from llava_fa.verify import inspect_checkpoint, verify_checkpoint
 
 __version__: str = _core.version()

@@ -13,7 +13,7 @@ from typing import Any
 from . import writer
 from .config import CompressionConfig
 from .errors import PlanError
-from .matrix import MatrixSpec
+from .matrix_spec import MatrixSpec
 from .modules import LinearLayer
 from .report import align, group_of
 

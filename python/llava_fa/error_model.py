@@ -25,14 +25,8 @@ import torch
 
 from .config import FACTOR_BITS_FLOAT16, CompressionConfig
 from .errors import NonFiniteError
-from .matrix import (
-    compress_matrix,
-    diagonal_scales,
-    half_spectrum,
-    polar_decode,
-    polar_encode,
-    truncated_svd,
-)
+from .matrix import compress_matrix
+from .stages import diagonal_scales, half_spectrum, polar_decode, polar_encode, truncated_svd
 
 CODE_SIZES: tuple[float, ...] = tuple(half / 2 for half in range(2, 11))
 """Code bits per weight that an allocation chooses from."""

@@ -19,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .errors import FormatError
-from .matrix import MatrixSpec
+from .matrix_spec import MatrixSpec
 from .packed_checkpoint import (
     FORMAT_VERSION,
     QUANT_METHOD,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .matrix import MatrixSpec
+from .matrix_spec import MatrixSpec
 from .shards import DTYPE_NAMES, TensorEntry
 
 # Per file: the length, braces and metadata of the header, and its padding to a multiple of 8.

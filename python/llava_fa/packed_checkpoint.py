@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from .errors import CheckpointError, FormatError
-from .matrix import CompressedMatrix, MatrixSpec
+from .matrix import CompressedMatrix
+from .matrix_spec import MatrixSpec
 from .shards import DTYPE_NAMES, Checkpoint, TensorEntry
 
 QUANT_METHOD = "llava_fa"

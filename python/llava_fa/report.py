@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .matrix import MatrixSpec
+from .matrix_spec import MatrixSpec
 
 
 @dataclass(frozen=True)

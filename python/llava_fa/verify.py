@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .errors import LlavaFaError
-from .matrix import MatrixSpec
+from .matrix_spec import MatrixSpec
 from .modules import build_meta_model, map_layers
 from .output import MANIFEST_NAME
 from .packed_checkpoint import PackedCheckpoint, check_packed_tensors, unpack
