@@ -45,10 +45,14 @@ TRELLIS_TABLE = {
 TRELLIS_ROWS = 256
 
 
-def distortion(values: Tensor, codec: str, bits: int) -> float:
-    """Squared error after the library's coding of complex rows, relative to their energy."""
-    codes, row_scale = polar_encode(values, bits, codec)
-    return _relative(values, polar_decode(codes, row_scale, values.shape[1], bits, codec))
+def distortion(values: Tensor, codec: str, bits: int, **options: int) -> float:
+    """Squared error after the library's coding of complex rows, relative to their energy.
+
+    ``options`` are those of ``polar_encode`` and ``polar_decode``.
+    """
+    codes, row_scale = polar_encode(values, bits, codec, **options)
+    decoded = polar_decode(codes, row_scale, values.shape[1], bits, codec, **options)
+    return _relative(values, decoded)
 
 
 def plain_distortion(values: Tensor, codec: str, bits: int) -> float:
@@ -84,22 +88,8 @@ def on_gaussians(samples: int, widths: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
     for codec in CODECS:
         for bits in widths:
-            measured = distortion(values, codec, bits)
-            expected = TABLE[codec].get(bits)
-            rows.append(
-                {
-                    "codec": codec,
-                    "B": bits,
-                    "bits per weight": bits / 2,
-                    "distortion": measured,
-                    "table": expected,
-                    "ratio to table": measured / expected if expected else None,
-                    "verdict": verdict(measured, expected),
-                    "plain torch": plain_distortion(values, codec, bits),
-                    "Shannon": 2.0**-bits,
-                    "ratio to Shannon": measured * 2**bits,
-                }
-            )
+            measured, plain = distortion(values, codec, bits), plain_distortion(values, codec, bits)
+            rows.append(gaussian_row(codec, bits, measured, TABLE[codec].get(bits), plain))
     return rows
 
 
@@ -109,23 +99,28 @@ def trellis_on_gaussians(samples: int, widths: Sequence[int]) -> list[dict[str, 
     values = gaussian_rows(samples, -(-samples // TRELLIS_ROWS))
     rows = []
     for bits, states in pairs:
-        codes, scale = polar_encode(values, bits, "trellis", state_bits=states)
-        decoded = polar_decode(codes, scale, values.shape[1], bits, "trellis", state_bits=states)
-        measured, expected = _relative(values, decoded), TRELLIS_TABLE.get((bits, states))
-        rows.append(
-            {
-                "codec": f"trellis, {states} state bits",
-                "B": bits,
-                "bits per weight": bits / 2,
-                "distortion": measured,
-                "table": expected,
-                "ratio to table": measured / expected if expected else None,
-                "verdict": verdict(measured, expected),
-                "Shannon": 2.0**-bits,
-                "ratio to Shannon": measured * 2**bits,
-            }
-        )
+        measured = distortion(values, "trellis", bits, state_bits=states)
+        label = f"trellis, {states} state bits"
+        rows.append(gaussian_row(label, bits, measured, TRELLIS_TABLE.get((bits, states))))
     return rows
+
+
+def gaussian_row(
+    codec: str, bits: int, measured: float, expected: float | None, plain: float | None = None
+) -> dict[str, Any]:
+    """One row: what was measured against the table, the plain implementation and the limit."""
+    return {
+        "codec": codec,
+        "B": bits,
+        "bits per weight": bits / 2,
+        "distortion": measured,
+        "table": expected,
+        "ratio to table": measured / expected if expected else None,
+        "verdict": verdict(measured, expected),
+        **({} if plain is None else {"plain torch": plain}),
+        "Shannon": 2.0**-bits,
+        "ratio to Shannon": measured * 2**bits,
+    }
 
 
 def sources(size: int, model: Path) -> dict[str, list[Tensor]]:
