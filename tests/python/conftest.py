@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
+    from llava_fa.bit_plan import BitPlan
     from llava_fa.report import CompressionReport
 
 UP = "model.layers.0.mlp.up_proj"
@@ -229,6 +230,13 @@ def compress(source: Path, output: Path, *args: Any, **options: Any) -> Compress
     from llava_fa.compress import compress_checkpoint
 
     return compress_checkpoint(source, output, *args, progress=False, **options)
+
+
+def plan(source: Path, **options: Any) -> BitPlan:
+    """Plan without a progress bar."""
+    from llava_fa.planning import plan_checkpoint
+
+    return plan_checkpoint(source, progress=False, **options)
 
 
 @pytest.fixture
