@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from llava_fa.bit_plan import BitPlan
     from llava_fa.report import CompressionReport
 
-UP = "model.layers.0.mlp.up_proj"
-"""A linear layer of `llama_model`."""
+UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
+Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
+"""Linear layers of `llama_model`."""
+
+DATA = [{"input_ids": torch.arange(begin, begin + 30)[None]} for begin in range(4)]
+"""Calibration examples for `llama_model`."""
 
 OLD_HUB_NAMES = (
     ("lm_head.", "language_model.lm_head."),
@@ -257,3 +261,11 @@ def uneven_inputs(model: Any) -> Any:
             if "norm" in name and name.endswith("weight"):
                 parameter.copy_(torch.logspace(-1.5, 1, parameter.numel()))
     return model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model of two layers whose inputs differ in size, so that calibration changes its bytes."""
+    model = uneven_inputs(llama_model(num_hidden_layers=2))
+    model.save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
