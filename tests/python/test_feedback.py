@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 
 from llava_fa import CompressionConfig, compress_matrix
 from llava_fa.errors import NonFiniteError
-
-
-def gaussian(shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+from weights import gaussian
 
 
 def inputs(count, n, seed=1):
