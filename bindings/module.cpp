@@ -44,5 +44,6 @@ NB_MODULE(_core, m) {
   llava_fa::bindings::bind_low_rank(m);
   llava_fa::bindings::bind_polar_codec(m);
   llava_fa::bindings::bind_calibration(m);
+  llava_fa::bindings::bind_feedback(m);
   llava_fa::bindings::bind_packed_matrix(m);
 }

@@ -1,10 +1,13 @@
 // The feedback filter of a layer: checks, the transform of its second moment, damping with retry.
 #include "llava_fa/feedback.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "backend.hpp"
 #include "checks.hpp"
+#include "llava_fa/calibration.hpp"
 #include "llava_fa/runtime.hpp"
 #include "llava_fa/spectrum.hpp"
 
@@ -13,6 +16,8 @@ namespace {
 
 constexpr double kAsymmetry = 1e-3;      // of the sum of the pair's diagonal entries
 constexpr double kLargestDamping = 1.0;  // more than the mean of the whole diagonal is no damping
+constexpr Index kProbes = 32;
+constexpr std::uint64_t kProbeSeed = 0;
 
 // Symmetric, and no entry larger than its diagonal allows (Cauchy-Schwarz).
 void check_entries(const MatrixView& moment) {
@@ -63,11 +68,26 @@ FeedbackFilter empty_filter(Index n) {
   return filter;
 }
 
+// Rows of random signs z_j times D_j^1/2, so that dividing by R on the right gives z M⁻¹.
+ComplexMatrix weighted_probes(const FeedbackFilter& filter) {
+  const Index n = filter.size;
+  const std::vector<float> signs = random_signs(kProbeSeed, kInputSignStream, kProbes * n);
+  ComplexMatrix probes(kProbes, n);
+  std::fill_n(probes.imag(), probes.count(), 0.0f);
+  for (Index i = 0; i < probes.count(); ++i) {
+    probes.real()[i] = signs[i] * std::sqrt(filter.diagonal[i % n]);
+  }
+  return probes;
+}
+
 }  // namespace
 
 FeedbackFilter feedback_filter(const MatrixView& second_moment,
                                std::span<const float> input_multiplier) {
   check_entries(second_moment);
+  require_argument(
+      input_multiplier.empty() || static_cast<Index>(input_multiplier.size()) == second_moment.cols,
+      "input_multiplier has length ", input_multiplier.size(), ", expected ", second_moment.cols);
   FeedbackFilter filter = empty_filter(second_moment.cols);
   const double mean = mean_diagonal(second_moment, input_multiplier);
   if (!(mean > 0)) return filter;
@@ -81,6 +101,19 @@ FeedbackFilter feedback_filter(const MatrixView& second_moment,
   throw Error(ErrorCode::invalid_argument,
               "the full input_second_moment is not positive semidefinite: adding its mean diagonal "
               "does not make it so; was it accumulated as E[x x^T]?");
+}
+
+FedBackNoise fed_back_noise(const FeedbackFilter& filter) {
+  ComplexMatrix noise = weighted_probes(filter);
+  cpu_backend().solve_filter(filter, num_threads(), noise);
+  std::vector<double> energies(kProbes);
+  cpu_backend().row_energies(noise, nullptr, num_threads(), energies);
+  const double entries = static_cast<double>(filter.size);
+  const double pivots =
+      std::accumulate(filter.diagonal.begin(), filter.diagonal.end(), 0.0) / entries;
+  const double spread =
+      std::accumulate(energies.begin(), energies.end(), 0.0) / (entries * kProbes);
+  return {pivots, std::max(0.0, pivots - filter.damping * spread)};
 }
 
 }  // namespace llava_fa

@@ -130,6 +130,46 @@ TEST_CASE("signs and scales of the input act before the transform") {
   }
 }
 
+TEST_CASE("white noise costs under feedback what the undamped moment makes of M^-1") {
+  for (const Index n : {40, 130}) {
+    CAPTURE(n);
+    const reference::Dense moment = second_moment(n, 4 * n);
+    const FeedbackFilter filter = feedback_filter(moment.view());
+    const std::vector<Complex> exact = spectral_moment(moment);
+    double expected = 0;
+    for (Index i = 0; i < n; ++i) {
+      std::vector<Complex> row(n);  // of M⁻¹, by substitution
+      row[i] = 1.0;
+      for (Index j = i + 1; j < n; ++j) {
+        for (Index k = i; k < j; ++k) row[j] -= row[k] * unit_upper(filter, k, j);
+      }
+      for (Index j = i; j < n; ++j) {
+        for (Index k = i; k < n; ++k) {
+          expected += (row[j] * exact[j * n + k] * std::conj(row[k])).real();
+        }
+      }
+    }
+    const FedBackNoise found = fed_back_noise(filter);
+    CHECK(found.exact == doctest::Approx(expected / n).epsilon(0.05));  // probes of the damping
+    CHECK(found.exact < found.damped);
+    CHECK(found.damped < 0.7);
+  }
+}
+
+TEST_CASE("feedback gains nothing on white inputs, and a zero moment counts as white") {
+  reference::Dense moment{70, 70, std::vector<float>(70 * 70)};
+  CHECK(fed_back_noise(feedback_filter(moment.view())).exact == doctest::Approx(1.0));
+  for (Index j = 0; j < 70; ++j) moment.values[j * 70 + j] = 3.0f;
+  CHECK(fed_back_noise(feedback_filter(moment.view())).exact == doctest::Approx(1.0).epsilon(1e-3));
+}
+
+TEST_CASE("a multiplier of another length is refused") {
+  const reference::Dense moment = second_moment(8, 20);
+  const std::vector<float> multiplier(7, 1.0f);
+  CHECK_THROWS_WITH_AS(feedback_filter(moment.view(), multiplier),
+                       doctest::Contains("input_multiplier has length 7, expected 8"), Error);
+}
+
 TEST_CASE("the objective is the cost of the decoded error, and feedback lowers it") {
   const Index n = 90;
   const ComplexMatrix spectrum = reference::complex_gaussian(30, n, 83);
