@@ -25,7 +25,7 @@ import torch
 from . import writer
 from .collected import accumulator_type, wants_full
 from .errors import NonFiniteError
-from .moments import Accumulator, LayerMoment, MomentFolder
+from .moments import Accumulator, LayerMoment, MomentFolder, MomentMemory, MomentStore
 from .passes import ForwardPasses
 from .trace import Trace
 
@@ -63,7 +63,7 @@ class Calibration:
     Parameters
     ----------
     folder
-        Where the state is kept.
+        Where the state is kept; None keeps a group's moments in memory and nothing of the rest.
     make_passes
         Loads the dense model; called only if a forward pass is needed.
     full
@@ -74,14 +74,14 @@ class Calibration:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         make_passes: Callable[[], ForwardPasses],
         full: Mapping[str, bool],
         decoded: Callable[[str], torch.Tensor | None],
         options: CalibrationOptions,
     ) -> None:
-        self._path = folder / "calibration.json"
-        self.moments = MomentFolder(folder)
+        self._path = folder / "calibration.json" if folder else None
+        self.moments: MomentStore = MomentFolder(folder) if folder else MomentMemory()
         self._make_passes = make_passes
         self._full, self._decoded, self._options = full, decoded, options
         self._loaded: ForwardPasses | None = None
@@ -128,6 +128,8 @@ class Calibration:
     # Structure
 
     def _known_trace(self) -> Trace | None:
+        if self._path is None:
+            return None
         try:
             return Trace.from_dict(json.loads(self._path.read_bytes()))
         except FileNotFoundError:
@@ -137,7 +139,8 @@ class Calibration:
         one_pass = self._options.order == "one-pass"
         passes = self._passes()
         trace, found = passes.trace(self._full, self._options.memory if one_pass else 0)
-        writer.write_json(self._path, trace.to_dict())
+        if self._path is not None:
+            writer.write_json(self._path, trace.to_dict())
         self._write(trace, found)
         return trace
 

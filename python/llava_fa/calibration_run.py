@@ -16,7 +16,7 @@ from .calibrate import Calibration, CalibrationOptions
 from .capture import CalibrationData
 from .matrix import CompressedMatrix
 from .modules import build_meta_model
-from .moments import LayerMoment
+from .moments import LayerMoment, MomentFolder
 from .partial import Part, PartialRun, ShardRecord
 from .passes import ForwardPasses
 from .plan import Plan
@@ -66,6 +66,11 @@ class CalibrationRequest:
         paths = [None if path is None else Path(path) for path in (save, load)]
         return cls(examples, order, memory_bytes, *paths)
 
+    @property
+    def given(self) -> bool:
+        """Whether there will be second moments."""
+        return self.data is not None or self.load is not None
+
     def settings(self) -> dict[str, str] | None:
         """Return what changes the result of a run, for its fingerprint."""
         if self.load is not None:
@@ -73,6 +78,20 @@ class CalibrationRequest:
         if self.data is None:
             return None
         return {"data": self.data.fingerprint(), "order": self.order}
+
+
+def wanted_moments(plan: Plan) -> tuple[dict[str, int], dict[str, bool]]:
+    """Return, by layer to be compressed, its input features and whether all of E[x xᵀ] is wanted.
+
+    The paper's weights, ``odc="spectral"``, need the spectrum of the full matrix.
+    """
+    sizes, full = {}, {}
+    for entry in plan.entries:
+        if entry.name in plan.matrices:
+            name, config = plan.matrices[entry.name]
+            sizes[name] = entry.shape[1]
+            full[name] = config.calibration == "hessian" or config.odc == "spectral"
+    return sizes, full
 
 
 class NoMoments:
@@ -106,15 +125,12 @@ class CalibrationRun:
         self._model_hash = model_fingerprint(source_hashes)
         self._run_hash = settings_hash
         self._data_hash = request.data.fingerprint() if request.data else ""
-        self._numbers: dict[str, int] = {}
-        self._full: dict[str, bool] = {}
-        sizes = {}
-        for number, entry in enumerate(plan.entries):
-            if entry.name in plan.matrices:
-                name, config = plan.matrices[entry.name]
-                self._numbers[name], sizes[name] = number, entry.shape[1]
-                # The paper's weights need the spectrum of the full matrix.
-                self._full[name] = config.calibration == "hessian" or config.odc == "spectral"
+        self._numbers = {
+            plan.matrices[entry.name][0]: number
+            for number, entry in enumerate(plan.entries)
+            if entry.name in plan.matrices
+        }
+        sizes, self._full = wanted_moments(plan)
         self._moments: NoMoments | SavedCalibration | Calibration = NoMoments()
         if request.load is not None:
             self._moments = SavedCalibration(request.load, self._model_hash, sizes, self._full)
@@ -203,7 +219,7 @@ class CalibrationRun:
                     unsaved[pending[layer]] = part
         if keep and self._request.save is not None:
             hashes = (self._model_hash, self._data_hash, self._run_hash)
-            save(self._request.save, calibration, *hashes)
+            save(self._request.save, calibration.trace, MomentFolder(run.folder), *hashes)
             calibration.drop_all()
         return unsaved
 

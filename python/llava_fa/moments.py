@@ -153,6 +153,44 @@ class MomentSource(Protocol):
         """Return a layer's second moment, or None if it saw no data."""
 
 
+class MomentStore(Protocol):
+    """Keeps second moments by the number of their input while a group of layers needs them."""
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a moment is kept."""
+
+    def write(self, number: int, moment: LayerMoment) -> None:
+        """Keep a moment."""
+
+    def read(self, number: int) -> LayerMoment:
+        """Return a moment that is kept."""
+
+    def drop(self, number: int) -> None:
+        """Forget a moment."""
+
+
+class MomentMemory:
+    """Second moments in memory: those of one group, for a run that leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._moments: dict[int, LayerMoment] = {}
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._moments
+
+    def write(self, number: int, moment: LayerMoment) -> None:
+        """Keep a moment."""
+        self._moments[number] = moment
+
+    def read(self, number: int) -> LayerMoment:
+        """Return a moment that is kept."""
+        return self._moments[number]
+
+    def drop(self, number: int) -> None:
+        """Forget a moment."""
+        del self._moments[number]
+
+
 class MomentFolder:
     """Second moments on disk, one file per distinct input, by the input's number."""
 

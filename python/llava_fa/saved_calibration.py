@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from . import writer
-from .calibrate import Calibration
 from .errors import CheckpointError, NonFiniteError
-from .moments import LayerMoment
+from .moments import LayerMoment, MomentFolder
 from .shards import TensorEntry, read_header, read_metadata
+from .trace import Trace
 
 _FORMAT = "llava_fa_calibration"
 _VERSION = "1"
@@ -58,22 +58,24 @@ def _known_metadata(path: Path) -> dict[str, str]:
         return {}
 
 
-def save(path: Path, calibration: Calibration, model: str, data: str, run: str) -> None:
+def save(path: Path, trace: Trace, moments: MomentFolder, model: str, data: str, run: str) -> None:
     """Assemble the file from the moments that the run keeps on disk, a block at a time.
 
     Parameters
     ----------
+    trace, moments
+        The structure that was found, and where the moments of its inputs lie.
     model, data, run
         Hashes of the checkpoint, of the examples and of the run's settings.
     """
     from . import __version__
 
-    inputs = {i.leader: i for i in calibration.trace.inputs}
+    inputs = {i.leader: i for i in trace.inputs}
     tensors, rows = [], {}
     for number, leader in enumerate(inputs):
-        entry = calibration.moments.entry(number)
+        entry = moments.entry(number)
         tensors.append(writer.StoredTensor(leader, entry.dtype, entry.shape, entry))
-        rows[leader] = calibration.moments.rows(number)
+        rows[leader] = moments.rows(number)
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
