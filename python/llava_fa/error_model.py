@@ -11,6 +11,9 @@ the half spectrum's energy beyond rank r, and f = r (h + n) / (h n) the share of
 degrees of freedom that the low-rank part takes from the codes' error in the alternation. The
 rounding of the factors, in energy ρ (1 - t(r)), is either absorbed by the codes,
 ``(t + ρ (1 - t)) D`` without the gain of the refit, or comes on top of it; the smaller counts.
+
+With the second moment of the inputs κ(0) and the error are those of the layer's output
+(:mod:`llava_fa.output_error`), and D is measured with error feedback if there will be any.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import torch
 from .config import FACTOR_BITS_FLOAT16, CompressionConfig
 from .errors import NonFiniteError
 from .matrix import compress_matrix
+from .output_error import output_noise_gain, uses_feedback
 from .stages import diagonal_scales, half_spectrum, polar_decode, polar_encode, truncated_svd
 
 CODE_SIZES: tuple[float, ...] = tuple(half / 2 for half in range(2, 11))
@@ -35,6 +39,9 @@ DEFAULT_RANKS = (0,)
 little, and do not change what a model answers (``bench/allocation.py``)."""
 
 _SAMPLE = 256  # rows and columns of the Gaussian matrix that measures a codec's distortion
+# Standard deviation of the logarithm of the input powers for which feedback's distortion is
+# measured: feedback then gains about 9 dB, as it does in transformers.
+_SPREAD = 3.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,10 @@ class MatrixProfile:
         Relative error per unit of distortion at rank 0: κ(0).
     tail
         Rank → share of the half spectrum's energy beyond it.
+    of_output
+        Whether the error is that of the layer's output instead of the weight.
+    fed_back
+        Whether codes are found with error feedback.
     """
 
     shape: tuple[int, int]
@@ -58,13 +69,15 @@ class MatrixProfile:
     channel_scale_out: bool
     noise_gain: float
     tail: Mapping[int, float]
+    of_output: bool = False
+    fed_back: bool = False
 
     def relative_error(self, config: CompressionConfig) -> float:
-        """Predict the relative squared error of the weight."""
+        """Predict the relative squared error of the weight, or of the layer's output."""
         rows, columns = self.shape[0] // 2 + 1, self.shape[1]
         tail = self.tail[config.rank]
         freedom = min(1.0, config.rank * (rows + columns) / (rows * columns))
-        distortion = code_distortion(config)
+        distortion = (fed_back_distortion if self.fed_back else code_distortion)(config)
         rounded = (1 - tail) * factor_distortion(config.factor_bits)
         # The codes absorb the factors' rounding, unless the refit at the end pays for its own.
         absorbed = (tail + rounded) * distortion
@@ -77,6 +90,7 @@ def profile_matrix(
     config: CompressionConfig,
     ranks: Sequence[int] = (0,),
     calibrated: bool = False,
+    second_moment: torch.Tensor | None = None,
 ) -> MatrixProfile:
     """Measure what an allocation needs of one weight, in a fraction of the time to compress it.
 
@@ -89,8 +103,11 @@ def profile_matrix(
     ranks
         Ranks at which the tail energy is wanted; those that do not fit the shape are left out.
     calibrated
-        Whether second moments of the inputs will choose the input channel scales. They are not
-        known here, so room is set aside for these, and the error is that of unscaled noise.
+        Whether second moments of the inputs will choose the input channel scales: then room is
+        set aside for these.
+    second_moment
+        That of the inputs, (n, n) or (n,), if it is known: then the error is that of the output.
+        If it is not, though ``calibrated``, the error is that of unscaled noise in the weight.
 
     Raises
     ------
@@ -104,24 +121,21 @@ def profile_matrix(
         raise NonFiniteError("holds NaN or infinity")
     dense = dense / peak if peak else dense  # squares stay within float32
     tail_ranks = [rank for rank in ranks if rank <= min(rows // 2 + 1, columns)]
-    if config.odc != "spatial":
-        tail = _tail_energy(dense, config.signs, tail_ranks)
-        return MatrixProfile((rows, columns), False, False, 1.0, tail)
-    scale_in, scale_out = diagonal_scales(weight)
-    if calibrated:
-        tail = _tail_energy(dense, config.signs, tail_ranks)
-        return MatrixProfile((rows, columns), True, scale_out is not None, 1.0, tail)
+    scaled = config.odc == "spatial"
+    scale_in, scale_out = diagonal_scales(weight) if scaled else (None, None)
     coded = dense
-    if scale_out is not None:
-        coded = coded / scale_out.float()[:, None]
-    if scale_in is not None:
-        coded = coded / scale_in.float()
+    if not calibrated:  # with data other scales will be chosen
+        coded = dense if scale_out is None else dense / scale_out.float()[:, None]
+        coded = coded if scale_in is None else coded / scale_in.float()
+    gain = None if second_moment is None else output_noise_gain(dense, config, second_moment)
     return MatrixProfile(
         (rows, columns),
-        scale_in is not None,
+        scaled if calibrated else scale_in is not None,
         scale_out is not None,
-        1.0 if coded is dense else _noise_gain(dense, coded, scale_in, scale_out),
+        _noise_gain(dense, coded, scale_in, scale_out) if gain is None else gain,
         _tail_energy(coded, config.signs, tail_ranks),
+        of_output=gain is not None,
+        fed_back=second_moment is not None and uses_feedback(config, second_moment),
     )
 
 
@@ -131,7 +145,9 @@ def _noise_gain(
     scale_in: torch.Tensor | None,
     scale_out: torch.Tensor | None,
 ) -> float:
-    """Noise that is white in the scaled matrix, relative to the weight."""
+    """Noise that is white in the scaled matrix, relative to the weight; 1 if nothing is scaled."""
+    if coded is dense:
+        return 1.0
     energy = float(dense.square().sum(dtype=torch.float64))
     if energy == 0:
         return 0.0
@@ -160,6 +176,29 @@ def _tail_energy(coded: torch.Tensor, signs: bool, ranks: Sequence[int]) -> dict
 def code_distortion(config: CompressionConfig) -> float:
     """Return D(B): the codes' relative squared error on a seeded Gaussian matrix, measured once."""
     return _measured_distortion(config.replace(rank=0, odc="none", seed=0).for_checkpoint())
+
+
+def fed_back_distortion(config: CompressionConfig) -> float:
+    """Return D(B) of codes found with error feedback, whose target is more than the weight itself.
+
+    The output error of a seeded Gaussian matrix on inputs of typical spread, over what white noise
+    of power one would give: above :func:`code_distortion` at few bits, close to it at many.
+    """
+    return _measured_fed_back_distortion(
+        config.replace(rank=0, odc="none", seed=0).for_checkpoint()
+    )
+
+
+@functools.cache
+def _measured_fed_back_distortion(config: CompressionConfig) -> float:
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(_SAMPLE, _SAMPLE, generator=generator)
+    powers = (_SPREAD * torch.randn(_SAMPLE, generator=generator)).exp()
+    moment = torch.diag(powers)
+    decoded = compress_matrix(sample, config, input_second_moment=moment).dense()
+    error = float(((decoded - sample).double().square() @ powers.double()).sum())
+    energy = float((sample.double().square() @ powers.double()).sum())
+    return error / energy / (output_noise_gain(sample, config, moment) or 1.0)
 
 
 @functools.cache
