@@ -43,7 +43,7 @@ class Choice:
     ) -> BitPlan | None:
         """Return the plan of this run: the given one, an earlier run's, or a new one; or none."""
         if self.target is None:
-            if self.plan is not None and calibration.settings() is not None:
+            if self.plan is not None and calibration.given:
                 _check_room(self.plan)
             return self.plan
         settings = request["settings"]
@@ -53,8 +53,8 @@ class Choice:
             self.target,
             self.config,
             self.recipe,
-            calibration.data,
-            calibrated=calibration.settings() is not None,
+            calibration,
+            request["source"],
             skip_nonfinite=settings["on_nonfinite"] == "skip",
             max_shard_bytes=settings["max_shard_bytes"],
             progress=progress,

@@ -27,6 +27,7 @@ examples:
   llava-fa plan llava-1.5-7b-hf --target-bits 2.75
   llava-fa compress llava-1.5-7b-hf small --calib examples.jsonl --save-calibration moments.st
   llava-fa compress llava-1.5-7b-hf smaller --bits 2 --load-calibration moments.st
+  llava-fa plan llava-1.5-7b-hf --target-bits 2.1 --load-calibration moments.st
   llava-fa inspect small
   llava-fa verify small --source llava-1.5-7b-hf
   llava-fa generate small --image cat.jpg --prompt "What is in the picture?"

@@ -48,6 +48,15 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--calib-samples", type=int, default=128, metavar="N")
     parser.add_argument(
+        "--calibration-memory",
+        default="4GB",
+        metavar="SIZE",
+        help="for second moments beside the model; less takes more forward passes",
+    )
+    parser.add_argument(
+        "--load-calibration", metavar="FILE", help="second moments, instead of --calib"
+    )
+    parser.add_argument(
         "--on-nonfinite",
         choices=("error", "skip"),
         default="error",
@@ -57,7 +66,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
-    """Add how compressing calibrates; planning does not depend on it."""
+    """Add how compressing calibrates beside."""
     order = parser.add_mutually_exclusive_group()
     order.add_argument(
         "--one-pass",
@@ -75,14 +84,5 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
         help="calibrate on the inputs that the layers compressed before give",
     )
     parser.add_argument(
-        "--calibration-memory",
-        default="4GB",
-        metavar="SIZE",
-        help="for second moments beside the model; less takes more forward passes",
-    )
-    parser.add_argument(
         "--save-calibration", metavar="FILE", help="keep the second moments for later runs"
-    )
-    parser.add_argument(
-        "--load-calibration", metavar="FILE", help="take them from there instead of --calib"
     )

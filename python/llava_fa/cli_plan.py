@@ -71,6 +71,8 @@ def run_plan(arguments: argparse.Namespace, config: Any) -> int:
         sensitivity=arguments.sensitivity,
         calibration_data=arguments.calib,
         calibration_samples=arguments.calib_samples,
+        calibration_memory=arguments.calibration_memory,
+        load_calibration=arguments.load_calibration,
         on_nonfinite=arguments.on_nonfinite,
         max_shard_size=arguments.max_shard_size,
         progress=not arguments.no_progress,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,14 +12,17 @@ from typing import Any, Literal
 
 from .allocate import Candidate, allocate
 from .bit_plan import BitPlan, PlannedMatrix
-from .capture import CalibrationData
+from .calibrate import DEFAULT_MEMORY
+from .calibration_run import CalibrationInput, CalibrationRequest, load_dense_model
 from .config import CompressionConfig
-from .error_model import CODE_SIZES, DEFAULT_RANKS, MatrixProfile, profile_matrix
-from .errors import BudgetError, NonFiniteError
+from .error_model import CODE_SIZES, DEFAULT_RANKS, MatrixProfile
+from .errors import BudgetError
 from .output_size import file_overhead, kept_bytes, matrix_bytes
 from .plan import Plan, make_plan
+from .profiles import Profiler
 from .recipe import Recipe
-from .sensitivity import DEFAULT_SENSITIVITY, SENSITIVITIES, measured_weights, rule_weights
+from .request import describe_request
+from .sensitivity import DEFAULT_SENSITIVITY, SENSITIVITIES, SensitivityProbe, rule_weights
 from .shards import Checkpoint
 from .sizes import parse_size
 
@@ -78,8 +80,10 @@ def plan_checkpoint(
     recipe: Recipe | str | os.PathLike[str] | list[Any] | None = None,
     ranks: Sequence[int] | None = None,
     sensitivity: str = DEFAULT_SENSITIVITY,
-    calibration_data: str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None = None,
+    calibration_data: CalibrationInput | None = None,
     calibration_samples: int = 128,
+    calibration_memory: int | str = DEFAULT_MEMORY,
+    load_calibration: str | os.PathLike[str] | None = None,
     on_nonfinite: Literal["error", "skip"] = "error",
     max_shard_size: int | str = "5GB",
     progress: bool = True,
@@ -104,9 +108,12 @@ def plan_checkpoint(
         Ranks to choose from.
     sensitivity
         See :mod:`llava_fa.sensitivity`.
-    calibration_data, calibration_samples
-        What the compression will be calibrated with, so that room for channel scales is set aside;
+    calibration_data, calibration_samples, calibration_memory
+        What the compression will be calibrated with: errors are then those of the layers' outputs,
+        after what error feedback gains, and room for channel scales is set aside.
         ``sensitivity="measured"`` measures on it.
+    load_calibration
+        Second moments that :func:`compress_checkpoint` saved, instead of ``calibration_data``.
     on_nonfinite, max_shard_size, progress
         As for :func:`compress_checkpoint`.
 
@@ -125,18 +132,27 @@ def plan_checkpoint(
     """
     target = Target.of(target_bits, target_size, ranks, sensitivity)
     config, rules = config or CompressionConfig(), Recipe.load(recipe)
+    calibration = CalibrationRequest.of(
+        calibration_data,
+        calibration_samples,
+        "one-pass",
+        calibration_memory,
+        None,
+        load_calibration,
+    )
     checkpoint = Checkpoint.open(source)
-    data = None
-    if calibration_data is not None:
-        data = CalibrationData(calibration_data, calibration_samples)
+    work = make_plan(checkpoint, config, rules)
+    hashes = (
+        describe_request(checkpoint, {}, progress=progress)["source"] if load_calibration else {}
+    )
     return plan_target(
         checkpoint,
-        make_plan(checkpoint, config, rules),
+        work,
         target,
         config,
         rules,
-        data,
-        calibrated=data is not None,
+        calibration,
+        hashes,
         skip_nonfinite=on_nonfinite == "skip",
         max_shard_bytes=parse_size("max_shard_size", max_shard_size),
         progress=progress,
@@ -149,21 +165,19 @@ def plan_target(
     target: Target,
     config: CompressionConfig,
     recipe: Recipe,
-    data: CalibrationData | None,
+    calibration: CalibrationRequest,
+    source_hashes: Mapping[str, str],
     *,
-    calibrated: bool,
     skip_nonfinite: bool,
     max_shard_bytes: int,
     progress: bool,
 ) -> BitPlan:
     """Do the work of :func:`plan_checkpoint` for an open checkpoint and its plan of tensors.
 
-    ``calibrated`` says whether second moments will be there, from ``data`` or from a file.
+    ``source_hashes`` are those of the checkpoint's files; they matter if ``calibration`` loads a
+    file.
     """
-    if target.sensitivity == "measured" and data is None:
-        raise ValueError(
-            "sensitivity='measured' measures on examples: pass calibration_data (--calib)"
-        )
+    probe = _probe(checkpoint, target, calibration)
     position = {name: number for number, name in enumerate(plan.layers)}
     options = {
         tensor: _options(settings, recipe.overrides_of(name), target.ranks)
@@ -171,9 +185,11 @@ def plan_target(
             plan.matrices.items(), key=lambda item: position[item[1][0]]
         )
     }
-    profiles, broken = _profiles(checkpoint, plan, options, calibrated, skip_nonfinite, progress)
+    profiler = Profiler(checkpoint, plan, options, calibration, source_hashes, probe)
+    profiles, broken = profiler.run(skip_nonfinite=skip_nonfinite, progress=progress)
     names = {tensor: plan.matrices[tensor][0] for tensor in profiles}
-    weights = _weights(checkpoint, plan, profiles, target, data, progress)
+    shapes = {names[tensor]: profile.shape for tensor, profile in profiles.items()}
+    weights = probe.weights() if probe else rule_weights(target.sensitivity, shapes)
     ledger = _Ledger(checkpoint, plan, profiles, target, max_shard_bytes)
     candidates = {
         tensor: {
@@ -205,6 +221,8 @@ def plan_target(
         for tensor, candidate in chosen.items()
     )
     notes = [f"{name} holds NaN or infinity and stays dense" for name in broken]
+    if any(profile.of_output for profile in profiles.values()):
+        notes.append("note: predicted errors are those of the layers' outputs on the examples")
     if unused:
         notes.append("note: the target exceeds what the most accurate settings take")
     kept = set(plan.layers) - {matrix.name for matrix in matrices}
@@ -236,59 +254,18 @@ def _options(
     return [size.replace(rank=rank) for size in sizes for rank in ranks]
 
 
-def _profiles(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    options: Mapping[str, Sequence[CompressionConfig]],
-    calibrated: bool,
-    skip_nonfinite: bool,
-    progress: bool,
-) -> tuple[dict[str, MatrixProfile], list[str]]:
-    """Profile every matrix that has a choice or counts in the budget; also, which ones cannot."""
-    from tqdm import tqdm
-
-    profiles, broken = {}, []
-    for tensor, choices in tqdm(
-        options.items(), desc="planning", unit="matrix", disable=not progress
-    ):
-        name, settings = plan.matrices[tensor]
-        entry = checkpoint.tensors[tensor]
-        ranks = sorted({choice.rank for choice in choices})
-        try:
-            profiles[tensor] = profile_matrix(entry.read(), settings, ranks, calibrated)
-        except NonFiniteError as error:
-            message = f"{entry.file}: tensor {tensor}: {error}"
-            if not skip_nonfinite:
-                raise NonFiniteError(
-                    f"{message}; repair the weight, or keep it dense with on_nonfinite='skip' "
-                    "(--on-nonfinite skip)"
-                ) from error
-            warnings.warn(f"{message}; kept dense", stacklevel=4)
-            broken.append(name)
-    return profiles, broken
-
-
-def _weights(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    profiles: Mapping[str, MatrixProfile],
-    target: Target,
-    data: CalibrationData | None,
-    progress: bool,
-) -> dict[str, float]:
-    names = {tensor: plan.matrices[tensor][0] for tensor in profiles}
-    if target.sensitivity != "measured" or data is None:
-        shapes = {names[tensor]: profile.shape for tensor, profile in profiles.items()}
-        return rule_weights(target.sensitivity, shapes)
-    from tqdm import tqdm
-
-    from .calibration_run import load_dense_model
-
-    settings = {names[tensor]: plan.matrices[tensor][1] for tensor in profiles}
-    model = load_dense_model(checkpoint)
-    inputs = list(data.model_inputs(checkpoint.folder))
-    with tqdm(total=len(settings), desc="measuring", unit="matrix", disable=not progress) as bar:
-        return measured_weights(model, inputs, settings, bar.update)
+def _probe(
+    checkpoint: Checkpoint, target: Target, calibration: CalibrationRequest
+) -> SensitivityProbe | None:
+    """Load what measures sensitivities, if the target asks for it."""
+    if target.sensitivity != "measured":
+        return None
+    if calibration.data is None:
+        raise ValueError(
+            "sensitivity='measured' measures on examples: pass calibration_data (--calib)"
+        )
+    inputs = list(calibration.data.model_inputs(checkpoint.folder))
+    return SensitivityProbe(load_dense_model(checkpoint), inputs)
 
 
 def _planned(

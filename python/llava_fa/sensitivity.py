@@ -15,7 +15,7 @@ so the loss is close to ``Σ_i c_i · relative error_i`` (the linearity theorem 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch
 from .config import CompressionConfig
 from .errors import CheckpointError, NonFiniteError
 from .matrix import compress_matrix
+from .output_error import relative_output_error
 
 SENSITIVITIES = ("matrix", "size", "measured")
 DEFAULT_SENSITIVITY = "matrix"
@@ -40,13 +41,8 @@ def rule_weights(rule: str, shapes: Mapping[str, tuple[int, int]]) -> dict[str, 
     return dict.fromkeys(shapes, 1.0)
 
 
-def measured_weights(
-    model: Any,
-    inputs: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, CompressionConfig],
-    done: Callable[[], object] = lambda: None,
-) -> dict[str, float]:
-    """Return the weights of the ``"measured"`` rule, by module name.
+class SensitivityProbe:
+    """Measures the weights of the ``"measured"`` rule, one matrix after the other.
 
     Parameters
     ----------
@@ -54,10 +50,6 @@ def measured_weights(
         The dense model; its weights are replaced one at a time and put back.
     inputs
         Keyword arguments of its ``forward``, one mapping per example.
-    settings
-        Module name to the settings of its codec.
-    done
-        Called after every matrix.
 
     Raises
     ------
@@ -66,46 +58,63 @@ def measured_weights(
     NonFiniteError
         The dense model's logits hold NaN or infinity.
     """
-    model.eval()
-    reference = _answers(model, inputs)
-    if not bool(torch.isfinite(reference).all()):
-        raise NonFiniteError(
-            "the dense model's logits hold NaN or infinity on the calibration data; check the "
-            "examples, or load the model in a wider type"
-        )
-    logarithms = {}
-    for name, config in settings.items():
-        logarithms[name] = math.log(_loss_per_error(model, inputs, reference, name, config))
-        done()
-    mean = math.fsum(logarithms.values()) / len(logarithms)
-    # Few examples measure a heavy-tailed quantity: half the way to the mean is the better estimate.
-    return {name: math.exp((value + mean) / 2) for name, value in logarithms.items()}
+
+    def __init__(self, model: Any, inputs: Sequence[Mapping[str, Any]]) -> None:
+        self._model, self._inputs = model.eval(), inputs
+        self._reference = _answers(model, inputs)
+        if not bool(torch.isfinite(self._reference).all()):
+            raise NonFiniteError(
+                "the dense model's logits hold NaN or infinity on the calibration data; check the "
+                "examples, or load the model in a wider type"
+            )
+        self._logarithms: dict[str, float] = {}
+
+    def measure(
+        self, name: str, config: CompressionConfig, second_moment: torch.Tensor | None = None
+    ) -> None:
+        """Code one matrix alone, as it will be with these settings, and compare the answers."""
+        weight = self._model.get_submodule(name).weight
+        kept = weight.detach().clone()
+        dense = kept.cpu().float()
+        probe = config.replace(bits=_PROBE_BITS, rank=0).for_checkpoint()
+        matrix = compress_matrix(dense, probe, input_second_moment=second_moment)
+        try:
+            with torch.no_grad():
+                weight.copy_(matrix.dense())
+            answers = _answers(self._model, self._inputs)
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
+        divergence = float((self._reference.exp() * (self._reference - answers)).sum(-1).mean())
+        if not math.isfinite(divergence):
+            raise NonFiniteError(
+                f"layer {name}: coded alone it makes the model's logits not finite"
+            )
+        error = relative_output_error(dense, matrix.dense(), second_moment)
+        self._logarithms[name] = math.log(max(divergence, _SMALLEST) / max(error, _SMALLEST))
+
+    def weights(self) -> dict[str, float]:
+        """Return the weights of all measured matrices, by module name."""
+        mean = math.fsum(self._logarithms.values()) / max(1, len(self._logarithms))
+        # Few examples measure a heavy-tailed quantity: half the way to the mean is the better
+        # estimate.
+        return {name: math.exp((value + mean) / 2) for name, value in self._logarithms.items()}
 
 
-def _loss_per_error(
+def measured_weights(
     model: Any,
     inputs: Sequence[Mapping[str, Any]],
-    reference: torch.Tensor,
-    name: str,
-    config: CompressionConfig,
-) -> float:
-    weight = model.get_submodule(name).weight
-    kept = weight.detach().clone()
-    matrix = compress_matrix(
-        kept.cpu().float(), config.replace(bits=_PROBE_BITS, rank=0).for_checkpoint()
-    )
-    error = matrix.relative_error(kept.cpu().float())
-    try:
-        with torch.no_grad():
-            weight.copy_(matrix.dense())
-        answers = _answers(model, inputs)
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
-    divergence = float((reference.exp() * (reference - answers)).sum(-1).mean())
-    if not math.isfinite(divergence):
-        raise NonFiniteError(f"layer {name}: coded alone it makes the model's logits not finite")
-    return max(divergence, _SMALLEST) / max(error, _SMALLEST)
+    settings: Mapping[str, CompressionConfig],
+    second_moments: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """Return the weights of the ``"measured"`` rule, by module name, for settings by module name.
+
+    See :class:`SensitivityProbe`; ``second_moments`` are those of the layers' inputs.
+    """
+    probe = SensitivityProbe(model, inputs)
+    for name, config in settings.items():
+        probe.measure(name, config, (second_moments or {}).get(name))
+    return probe.weights()
 
 
 def _answers(model: Any, inputs: Sequence[Mapping[str, Any]]) -> torch.Tensor:

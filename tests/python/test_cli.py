@@ -45,8 +45,7 @@ class TestHelp:
             ["nonsense"],
             ["compress"],
             ["verify", "a", "b"],
-            # Planning reads no second moments, so it must not take options that it would ignore.
-            ["plan", "a", "--target-bits", "3", "--load-calibration", "b"],
+            # Planning must not take options that it would ignore.
             ["plan", "a", "--target-bits", "3", "--sequential"],
         ],
     )
