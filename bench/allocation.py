@@ -14,121 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from bench import support, tiny_model
+from bench.allocation_trial import Allocator, Trial, examples, figures
 from bench.tiny_model import Judge
-from examples.tiny_lmm.benchmark import calibration_questions
-from llava_fa import CompressionConfig, MatrixSpec, compress_matrix
-from llava_fa.allocate import Candidate, allocate
-from llava_fa.error_model import CODE_SIZES, profile_matrix
+from llava_fa import CompressionConfig
 from llava_fa.sensitivity import measured_weights, rule_weights
 
 BUDGETS = tuple(np.arange(2.0, 4.51, 0.25).tolist())
-SIZES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5)
 RANKS = (0, 4, 8, 16)
 BASE = CompressionConfig(odc="none")
-Settings = dict[str, CompressionConfig]
-
-
-class Trial:
-    """Scores settings of all matrices, each matrix compressed once per setting and seed."""
-
-    def __init__(self, judge: Judge, seeds: int) -> None:
-        self.judge, self.seeds = judge, range(seeds)
-        self._dense: dict[tuple[str, CompressionConfig], torch.Tensor] = {}
-
-    def kl(self, settings: Settings) -> list[float]:
-        """Return the KL divergence under every seed."""
-        return [
-            self.judge.score(
-                {name: self._decoded(name, c.replace(seed=seed)) for name, c in settings.items()}
-            ).kl
-            for seed in self.seeds
-        ]
-
-    def _decoded(self, name: str, config: CompressionConfig) -> torch.Tensor:
-        if (name, config) not in self._dense:
-            matrix = compress_matrix(self.judge.weights[name], config.for_checkpoint())
-            self._dense[name, config] = torch.as_tensor(matrix.dense())
-        return self._dense[name, config]
-
-    def uniform(self, **overrides: Any) -> Settings:
-        """Return the same settings for every matrix."""
-        return dict.fromkeys(self.judge.weights, BASE.replace(**overrides))
-
-    def stored_bits(self, settings: Settings) -> float:
-        """Return the stored bits per weight; without scales they follow from the shapes."""
-        total = sum(self.spec(name, config).nbytes for name, config in settings.items())
-        return 8 * total / self.judge.weight_count
-
-    def spec(self, name: str, config: CompressionConfig) -> MatrixSpec:
-        """Return how a matrix is stored."""
-        rows, columns = self.judge.weights[name].shape
-        return MatrixSpec(
-            shape=(rows, columns),
-            codec=config.codec,
-            code_bits=config.code_bits,
-            rank=config.rank,
-            factor_bits=config.factor_bits,
-            signs=config.signs,
-            seed=config.seed,
-            state_bits=config.stored_state_bits,
-            channel_scale_in=False,
-            channel_scale_out=False,
-        )
-
-
-def examples(judge: Judge, count: int) -> list[dict[str, Any]]:
-    """Calibration questions as model inputs, 16 in a batch."""
-    asked = calibration_questions(count)
-    return [
-        dict(
-            judge.processor(
-                images=[question.pil_image() for question in asked[begin : begin + 16]],
-                text=[question.prompt for question in asked[begin : begin + 16]],
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-            )
-        )
-        for begin in range(0, len(asked), 16)
-    ]
-
-
-class Allocator:
-    """Allocates a budget over the judge's matrices under given sensitivity weights."""
-
-    def __init__(self, trial: Trial, ranks: Sequence[int]) -> None:
-        self._trial, weights = trial, trial.judge.weights
-        profiles = {name: profile_matrix(weight, BASE, ranks) for name, weight in weights.items()}
-        self._errors = {
-            name: {
-                config: profile.relative_error(config)
-                for bits in CODE_SIZES
-                for config in (BASE.replace(bits=bits, rank=rank) for rank in profile.tail)
-            }
-            for name, profile in profiles.items()
-        }
-
-    def __call__(self, weights: Mapping[str, float], budget: float) -> tuple[Settings, float]:
-        """Return the settings and the sum of weighted errors for so many bits per weight."""
-        candidates = {
-            name: {
-                Candidate(
-                    config.bits,
-                    config.rank,
-                    self._trial.spec(name, config).nbytes,
-                    weights[name] * error,
-                ): config
-                for config, error in errors.items()
-            }
-            for name, errors in self._errors.items()
-        }
-        limit = int(budget * self._trial.judge.weight_count / 8)
-        chosen, _ = allocate({name: list(c) for name, c in candidates.items()}, limit)
-        settings = {name: candidates[name][candidate] for name, candidate in chosen.items()}
-        return settings, sum(candidate.error for candidate in chosen.values())
 
 
 def all_weights(judge: Judge, questions: int) -> dict[str, dict[str, float]]:
@@ -140,32 +35,27 @@ def all_weights(judge: Judge, questions: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def _figures(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
-
-
 def compare(
     trial: Trial, budgets: Sequence[float], weights: Mapping[str, Mapping[str, float]]
 ) -> list[dict[str, Any]]:
     """Return a row per budget: the best uniform that fits, and every rule."""
     rows, allocator = [], Allocator(trial, (0,))
-    uniform = {trial.stored_bits(trial.uniform(bits=bits)): bits for bits in SIZES}
     for budget in budgets:
-        stored = max(stored for stored in uniform if stored <= budget)
-        reference = trial.kl(trial.uniform(bits=uniform[stored]))
+        uniform = trial.uniform(bits=trial.best_uniform(budget).bits)
+        reference = trial.kl(uniform)
         row: dict[str, Any] = {
             "budget": budget,
-            "uniform bits": uniform[stored],
-            "uniform stored": stored,
+            "uniform bits": next(iter(uniform.values())).bits,
+            "uniform stored": trial.stored_bits(uniform),
             "uniform KL": float(np.mean(reference)),
-            "uniform by seed": _figures(reference),
+            "uniform by seed": figures(reference),
         }
         for rule, by_matrix in weights.items():
             settings, _ = allocator(by_matrix, budget)
-            figures = trial.kl(settings)
+            found = trial.kl(settings)
             row[f"{rule} stored"] = trial.stored_bits(settings)
-            row[f"{rule} KL"] = float(np.mean(figures))
-            row[f"{rule} by seed"] = _figures(figures)
+            row[f"{rule} KL"] = float(np.mean(found))
+            row[f"{rule} by seed"] = figures(found)
         print({k: v for k, v in row.items() if "KL" in k or k == "budget"}, flush=True)
         rows.append(row)
     return rows
@@ -181,9 +71,9 @@ def bias(trial: Trial, sizes: Sequence[float]) -> list[dict[str, Any]]:
             {
                 "bits": bits,
                 "least squares KL": float(np.mean(shrunk)),
-                "least squares by seed": _figures(shrunk),
+                "least squares by seed": figures(shrunk),
                 "unbiased KL": float(np.mean(plain)),
-                "unbiased by seed": _figures(plain),
+                "unbiased by seed": figures(plain),
             }
         )
         print(rows[-1], flush=True)
@@ -236,7 +126,7 @@ def main() -> None:
         arguments.questions, arguments.calibration, arguments.seeds = 12, 4, 1
         budgets, sizes = (2.25,), (2.0,)
     begin = time.perf_counter()
-    trial = Trial(Judge(arguments.model, arguments.questions), arguments.seeds)
+    trial = Trial(Judge(arguments.model, arguments.questions), arguments.seeds, BASE)
     weights = all_weights(trial.judge, arguments.calibration)
     rows = compare(trial, budgets, weights)
     support.publish(

@@ -85,6 +85,20 @@ def test_allocation(tmp_path: Path, untrained_model: Path) -> None:
     assert [verdict["met"] in (True, False) for verdict in found["tables"]["Targets"]] == [True]
 
 
+def test_allocation_calibrated(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("allocation_calibrated", tmp_path, "--model", str(untrained_model))
+    rows = found["tables"]["KL at every budget"]
+    assert [row["odc"] for row in rows] == ["none", "spatial"]
+    for row in rows:
+        for choice in ("uniform", "blind", "matrix", "measured"):
+            assert row[f"{choice} stored"] <= row["budget"]
+            assert row[f"{choice} KL"] > 0
+    (heading,) = [name for name in found["tables"] if name.startswith("Output errors")]
+    for row in found["tables"][heading]:
+        assert 0.5 < row["measured / predicted"] < 2
+    assert len(found["tables"]["Targets"]) == 4
+
+
 def test_compress_speed(tmp_path: Path) -> None:
     found = run("compress_speed", tmp_path)
     assert found["speedup"] > 0
