@@ -48,12 +48,13 @@ class Trial:
         """Return the KL divergence under every seed."""
         return [
             self.judge.score(
-                {name: self._decoded(name, c.replace(seed=seed)) for name, c in settings.items()}
+                {name: self.decoded(name, c.replace(seed=seed)) for name, c in settings.items()}
             ).kl
             for seed in self.seeds
         ]
 
-    def _decoded(self, name: str, config: CompressionConfig) -> Tensor:
+    def decoded(self, name: str, config: CompressionConfig) -> Tensor:
+        """Return what a matrix decodes to."""
         if (name, config) not in self._dense:
             matrix = compress_matrix(
                 self.judge.weights[name],
@@ -122,16 +123,27 @@ class Trial:
 
 
 class Allocator:
-    """Allocates a budget over the judge's matrices under given sensitivity weights."""
+    """Allocates a budget over the judge's matrices under given sensitivity weights.
 
-    def __init__(self, trial: Trial, ranks: Sequence[int], *, blind: bool = False) -> None:
+    ``blind`` to the moments, it counts errors of weights; and ``of_outputs``, errors relative to
+    all of an output.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        ranks: Sequence[int],
+        *,
+        blind: bool = False,
+        of_outputs: bool = False,
+    ) -> None:
         self._trial = trial
         self.profiles = {
             name: trial.profile(name, ranks, blind=blind) for name in trial.judge.weights
         }
         self._errors = {
             name: {
-                config: profile.relative_error(config)
+                config: profile.relative_error(config) / (1.0 if of_outputs else profile.unit)
                 for size in trial.sizes()
                 for config in (size.replace(rank=rank) for rank in profile.tail)
             }

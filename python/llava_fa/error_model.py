@@ -72,12 +72,21 @@ class MatrixProfile:
     of_output: bool = False
     fed_back: bool = False
 
+    @property
+    def unit(self) -> float:
+        """What of :meth:`relative_error` counts as one for a model.
+
+        Of an output the part that its own inputs predict from each other counts for nothing: codes
+        of distortion D lose the share D of the rest, whatever feedback gains (docs/method.md).
+        """
+        return self.noise_gain if self.of_output and self.noise_gain > 0 else 1.0
+
     def relative_error(self, config: CompressionConfig) -> float:
         """Predict the relative squared error of the weight, or of the layer's output."""
         rows, columns = self.shape[0] // 2 + 1, self.shape[1]
         tail = self.tail[config.rank]
         freedom = min(1.0, config.rank * (rows + columns) / (rows * columns))
-        distortion = (fed_back_distortion if self.fed_back else code_distortion)(config)
+        distortion = distortion_of(config, self.fed_back)
         rounded = (1 - tail) * factor_distortion(config.factor_bits)
         # The codes absorb the factors' rounding, unless the refit at the end pays for its own.
         absorbed = (tail + rounded) * distortion
@@ -171,6 +180,11 @@ def _tail_energy(coded: torch.Tensor, signs: bool, ranks: Sequence[int]) -> dict
     values = truncated_svd(half_spectrum(coded), largest, power_iterations=1)[1].double()
     captured = torch.cat([torch.zeros(1, dtype=torch.float64), values.square().cumsum(0)])
     return {rank: max(0.0, 1 - float(captured[rank]) / energy) for rank in ranks}
+
+
+def distortion_of(config: CompressionConfig, fed_back: bool) -> float:
+    """Return the distortion of codes that are found with or without error feedback."""
+    return fed_back_distortion(config) if fed_back else code_distortion(config)
 
 
 def code_distortion(config: CompressionConfig) -> float:

@@ -79,19 +79,8 @@ def _left_by_feedback(
     return float(max(exact, _LEAST_SHARE * damped))
 
 
-def relative_output_error(
-    dense: torch.Tensor, decoded: torch.Tensor, second_moment: torch.Tensor | None
-) -> float:
-    """Return the squared error of a layer's output, relative; without data that of its weight."""
-    energy = _output_energy(dense, second_moment)
-    error = _output_energy(dense - decoded, second_moment)
-    return error / energy if energy > 0 else error
-
-
-def _output_energy(dense: torch.Tensor, second_moment: torch.Tensor | None) -> float:
+def _output_energy(dense: torch.Tensor, second_moment: torch.Tensor) -> float:
     """Return tr(W Σ Wᵀ), or with the diagonal alone what independent inputs would give."""
-    if second_moment is None:
-        return float(dense.square().sum(dtype=torch.float64))
     if second_moment.ndim == 1:
         columns = dense.square().sum(0, dtype=torch.float64)
         return float(columns @ second_moment.double())

@@ -189,7 +189,8 @@ def plan_target(
     profiles, broken = profiler.run(skip_nonfinite=skip_nonfinite, progress=progress)
     names = {tensor: plan.matrices[tensor][0] for tensor in profiles}
     shapes = {names[tensor]: profile.shape for tensor, profile in profiles.items()}
-    weights = probe.weights() if probe else rule_weights(target.sensitivity, shapes)
+    rule = probe.weights() if probe else rule_weights(target.sensitivity, shapes)
+    weights = {names[tensor]: rule[names[tensor]] / p.unit for tensor, p in profiles.items()}
     ledger = _Ledger(checkpoint, plan, profiles, target, max_shard_bytes)
     candidates = {
         tensor: {

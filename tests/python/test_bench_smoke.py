@@ -90,9 +90,12 @@ def test_allocation_calibrated(tmp_path: Path, untrained_model: Path) -> None:
     rows = found["tables"]["KL at every budget"]
     assert [row["odc"] for row in rows] == ["none", "spatial"]
     for row in rows:
-        for choice in ("uniform", "blind", "matrix", "measured"):
+        for choice in ("uniform", "matrix"):
             assert row[f"{choice} stored"] <= row["budget"]
             assert row[f"{choice} KL"] > 0
+    for row in found["tables"]["What could be counted"]:
+        for choice in ("matrix", "weight errors", "output errors", "size", "measured"):
+            assert row[f"{choice} stored"] <= row["budget"]
     (heading,) = [name for name in found["tables"] if name.startswith("Output errors")]
     for row in found["tables"][heading]:
         assert 0.5 < row["measured / predicted"] < 2
