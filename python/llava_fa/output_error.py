@@ -20,7 +20,7 @@ import torch
 
 from . import _core
 from .config import CompressionConfig
-from .matrix import diagonal_scales
+from .stages import diagonal_scales
 
 # Of the damped error: where less is left, examples too few or too alike leave directions of the
 # input without any, which other inputs will have.
@@ -50,8 +50,10 @@ def output_noise_gain(
     energy = _output_energy(dense, second_moment)
     if not energy > 0:
         return None
+    # Under feedback scales depend on the weight alone.
+    known = None if uses_feedback(config, second_moment) else second_moment
     scale_in, scale_out = (
-        diagonal_scales(weight, second_moment) if config.odc == "spatial" else (None, None)
+        diagonal_scales(weight, known) if config.odc == "spatial" else (None, None)
     )
     decode_in = torch.ones(dense.shape[1]) if scale_in is None else scale_in.float()
     decode_out = torch.ones(dense.shape[0]) if scale_out is None else scale_out.float()
