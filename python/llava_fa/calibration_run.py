@@ -247,7 +247,7 @@ def _decoded(run: PartialRun, layer: str, number: int) -> torch.Tensor | None:
     return weight
 
 
-def load_dense_model(checkpoint: Checkpoint) -> Any:
-    """Load the checkpoint's own class of model in its own type, on the CPU."""
+def load_dense_model(checkpoint: Checkpoint, dtype: str = "auto") -> Any:
+    """Load the checkpoint's own class of model, by default in its own type, on the CPU."""
     model_class: Any = type(build_meta_model(checkpoint))
-    return model_class.from_pretrained(checkpoint.folder, dtype="auto").eval()
+    return model_class.from_pretrained(checkpoint.folder, dtype=dtype).eval()

@@ -48,7 +48,7 @@ def decompress_checkpoint(
     packed = PackedCheckpoint.open(source)
     checkpoint, folder = packed.checkpoint, Path(output)
     check_places(checkpoint.folder, folder)
-    works = _works(packed)
+    works = packed.works()
     dtypes = _original_dtypes(packed)
 
     def produce(number: int) -> Part:
@@ -97,18 +97,6 @@ def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise ValueError(f"dtype must be a floating-point torch dtype or its name, got {dtype!r}")
     return value
-
-
-def _works(packed: PackedCheckpoint) -> list[tuple[bool, str]]:
-    """List (is a matrix, name) in the order of the stored bytes."""
-    owner = {
-        f"{name}.{suffix}": name for name in packed.specs for suffix in packed.specs[name].tensors()
-    }
-    works: dict[tuple[bool, str], None] = {}
-    for tensor in packed.checkpoint.tensors:
-        works[(tensor in owner, owner.get(tensor, tensor))] = None
-    works.update({(True, name): None for name in packed.specs})
-    return list(works)
 
 
 def _original_dtypes(packed: PackedCheckpoint) -> Mapping[str, torch.dtype]:

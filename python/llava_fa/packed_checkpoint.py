@@ -54,6 +54,20 @@ class PackedCheckpoint:
             f"{name}.{suffix}" for name, spec in self.specs.items() for suffix in spec.tensors()
         }
 
+    def works(self) -> list[tuple[bool, str]]:
+        """List (is a matrix, name) in the order of the stored bytes: what a rewriting goes through.
+
+        A kept tensor is on its own; a matrix stands where the first of its tensors does.
+        """
+        owner = {
+            f"{name}.{suffix}": name for name in self.specs for suffix in self.specs[name].tensors()
+        }
+        works: dict[tuple[bool, str], None] = {}
+        for tensor in self.checkpoint.tensors:
+            works[(tensor in owner, owner.get(tensor, tensor))] = None
+        works.update({(True, name): None for name in self.specs})
+        return list(works)
+
 
 def check_version(version: Any, where: str) -> None:
     """Refuse files of a format that this library does not know."""

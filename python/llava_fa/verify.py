@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -10,15 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
+from .dense_weights import DenseWeights, hash_entry
 from .errors import LlavaFaError
 from .matrix_spec import MatrixSpec
-from .modules import build_meta_model, map_layers
 from .output import MANIFEST_NAME
 from .packed_checkpoint import PackedCheckpoint, check_packed_tensors, unpack
 from .report import CompressionReport, TensorRow
-from .shards import Checkpoint, TensorEntry, read_json
+from .shards import TensorEntry, read_json
 
 # A recorded error may differ from a measured one by the rounding of float32 sums.
 _ERROR_TOLERANCE = 1e-3
@@ -99,7 +96,7 @@ def verify_checkpoint(
     """
     packed = PackedCheckpoint.open(folder)
     manifest = _read_manifest(packed)
-    dense = _DenseWeights(source) if source is not None else None
+    dense = DenseWeights(source) if source is not None else None
     rows, problems = _rows(packed, manifest), list(_check_names(packed, manifest))
     measured = []
     for number, row in enumerate(rows, 1):
@@ -157,7 +154,7 @@ def _check_row(
     packed: PackedCheckpoint,
     row: TensorRow,
     manifest: Mapping[str, Any],
-    dense: _DenseWeights | None,
+    dense: DenseWeights | None,
 ) -> tuple[list[Problem], TensorRow]:
     """Check one matrix or kept tensor; return what is wrong and the row with the measured error."""
     hashes = manifest.get("tensors")
@@ -165,7 +162,7 @@ def _check_row(
     entries = packed.checkpoint.tensors
     if row.spec is None:
         entry = entries[row.name]
-        digest = _hash_entry(entry)
+        digest = hash_entry(entry)
         problems = _hash_problems(entry, digest, hashes)
         if dense is not None and digest != dense.hash_of(row.name):
             problems.append(Problem(row.name, entry.file.name, "differs from the source's tensor"))
@@ -181,14 +178,14 @@ def _check_matrix(
     packed: PackedCheckpoint,
     row: TensorRow,
     hashes: Mapping[str, str],
-    dense: _DenseWeights | None,
+    dense: DenseWeights | None,
 ) -> tuple[list[Problem], TensorRow]:
     assert row.spec is not None
     problems, state = [], {}
     for suffix in row.spec.tensors():
         entry = packed.checkpoint.tensors[f"{row.name}.{suffix}"]
         state[suffix] = entry.read()
-        problems += _hash_problems(entry, _hash_entry(entry), hashes)
+        problems += _hash_problems(entry, hash_entry(entry), hashes)
     try:
         matrix = unpack(row.name, row.spec, state)
     except LlavaFaError as error:
@@ -203,33 +200,7 @@ def _check_matrix(
     return problems, replace(row, relative_error=measured)
 
 
-def _hash_entry(entry: TensorEntry) -> str:
-    digest = hashlib.sha256()
-    for chunk in entry.chunks():
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _hash_problems(entry: TensorEntry, digest: str, hashes: Mapping[str, str]) -> list[Problem]:
     if hashes.get(entry.name, digest) == digest:
         return []
     return [Problem(entry.name, entry.file.name, "its bytes are not those that were written")]
-
-
-class _DenseWeights:
-    """The source's weights by canonical module name."""
-
-    def __init__(self, source: str | os.PathLike[str]) -> None:
-        self._checkpoint = Checkpoint.open(source)
-        layout = map_layers(self._checkpoint, build_meta_model(self._checkpoint))
-        self._tensors = {name: layer.tensor for name, layer in layout.layers.items()}
-
-    def weight(self, module: str) -> torch.Tensor:
-        tensor = self._tensors.get(module)
-        if not tensor:
-            raise LlavaFaError(f"{self._checkpoint.folder}: has no linear layer {module}")
-        return self._checkpoint.tensors[tensor].read()
-
-    def hash_of(self, name: str) -> str | None:
-        entry = self._checkpoint.tensors.get(name)
-        return _hash_entry(entry) if entry else None
