@@ -10,6 +10,7 @@ from llava_fa.bit_plan import BitPlan
 from llava_fa.compress import compress_checkpoint
 from llava_fa.config import CompressionConfig
 from llava_fa.decompress import decompress_checkpoint
+from llava_fa.distillation import RefinementOptions
 from llava_fa.errors import (
     BudgetError,
     CheckpointError,
@@ -26,6 +27,7 @@ from llava_fa.matrix import CompressedMatrix, compress_matrix
 from llava_fa.matrix_spec import MatrixSpec
 from llava_fa.planning import plan_checkpoint
 from llava_fa.recipe import Recipe
+from llava_fa.refine import RefinementReport, refine_checkpoint
 from llava_fa.report import CompressionReport
 from llava_fa.stages import (
     constellation,
@@ -55,6 +57,8 @@ __all__ = [
     "PlanError",
     "Recipe",
     "RecipeError",
+    "RefinementOptions",
+    "RefinementReport",
     "ResumeError",
     "__version__",
     "compress_checkpoint",
@@ -69,6 +73,7 @@ __all__ = [
     "plan_checkpoint",
     "polar_decode",
     "polar_encode",
+    "refine_checkpoint",
     "truncated_svd",
     "verify_checkpoint",
 ]

@@ -16,6 +16,7 @@ from typing import Any
 
 from .cli_options import add_calibration, add_config, add_inputs
 from .cli_plan import add_plan_options, add_target, contradiction, run_plan
+from .cli_refine import add_refine_options, run_refine
 from .config import CompressionConfig
 from .errors import LlavaFaError
 
@@ -28,6 +29,7 @@ examples:
   llava-fa compress llava-1.5-7b-hf small --calib examples.jsonl --save-calibration moments.st
   llava-fa compress llava-1.5-7b-hf smaller --bits 2 --load-calibration moments.st
   llava-fa plan llava-1.5-7b-hf --target-bits 2.1 --load-calibration moments.st
+  llava-fa refine smaller llava-1.5-7b-hf refined --calib examples.jsonl
   llava-fa inspect small
   llava-fa verify small --source llava-1.5-7b-hf
   llava-fa generate small --image cat.jpg --prompt "What is in the picture?"
@@ -47,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compress(commands)
     _add_plan(commands)
+    _add_refine(commands)
     _add_decompress(commands)
     _add_inspect(commands)
     _add_verify(commands)
@@ -155,6 +158,17 @@ def _add_plan(commands: Any) -> None:
     add_target(parser, required=True)
     add_inputs(parser)
     add_plan_options(parser)
+
+
+def _add_refine(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "refine",
+        run_refine,
+        "Train scales and factors of a compressed folder towards the dense model's answers.",
+        "llava-fa refine small llava-1.5-7b-hf refined --calib examples.jsonl",
+    )
+    add_refine_options(parser)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -12,10 +12,15 @@ _BEGIN = "<!-- llava-fa: begin -->"
 _END = "<!-- llava-fa: end -->"
 
 
-def model_card(source: Path, report: CompressionReport, config: CompressionConfig) -> str:
-    """Return the source's model card with our section appended."""
+def model_card(
+    source: Path, report: CompressionReport, config: CompressionConfig, *, refinement: str = ""
+) -> str:
+    """Return the source's model card with our section appended.
+
+    ``refinement`` says what distillation did, if there was any.
+    """
     card = plain_card(source)
-    return (f"{card}\n" if card else "") + _section(report, config) + "\n"
+    return (f"{card}\n" if card else "") + _section(report, config, refinement) + "\n"
 
 
 def plain_card(source: Path) -> str:
@@ -27,7 +32,7 @@ def plain_card(source: Path) -> str:
     return f"{text}\n" if text else ""
 
 
-def _section(report: CompressionReport, config: CompressionConfig) -> str:
+def _section(report: CompressionReport, config: CompressionConfig, refinement: str) -> str:
     options = config.to_dict()
     widths = sorted({row.spec.code_bits / 2 for row in report.compressed if row.spec})
     if len(widths) > 1:
@@ -56,6 +61,7 @@ model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER", dtype="auto")
 | kept as stored | {len(report.kept)} tensors |
 | relative squared error | {_error(report)} |
 | calibration | {report.calibration_text() or "none"} |
+| refinement | {" ".join(refinement.split()) or "none"} |
 | settings | {settings} |
 
 ```
