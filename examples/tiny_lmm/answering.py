@@ -96,8 +96,10 @@ def pack(
     return fill(rows, pad_token), fill(places, 0), visible, ends
 
 
-def _packed(model: Any, processor: Any, questions: Sequence[VisualQuestion]) -> torch.Tensor:
-    """Log-probabilities of questions ordered by image, (questions, vocabulary)."""
+def packed_inputs(
+    model: Any, processor: Any, questions: Sequence[VisualQuestion]
+) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+    """Model inputs with one row per image, and where the prompts of each row end (see `pack`)."""
     inputs = _tokenize(processor, questions)
     images: list[int] = []  # first question of every image
     sequences: list[list[list[int]]] = []
@@ -111,13 +113,22 @@ def _packed(model: Any, processor: Any, questions: Sequence[VisualQuestion]) -> 
     ids, positions, visible, ends = pack(sequences, model.config.image_token_id, pad)
     blocked = torch.finfo(model.dtype).min
     mask = torch.zeros(visible.shape, dtype=model.dtype).masked_fill(~visible, blocked)
+    placed = {
+        "input_ids": ids.to(model.device),
+        "pixel_values": inputs["pixel_values"][images].to(model.device, model.dtype),
+        "attention_mask": mask.to(model.device),
+        "position_ids": positions.to(model.device),
+    }
+    return placed, ends
+
+
+def _packed(model: Any, processor: Any, questions: Sequence[VisualQuestion]) -> torch.Tensor:
+    """Log-probabilities of questions ordered by image, (questions, vocabulary)."""
+    inputs, ends = packed_inputs(model, processor, questions)
     needed = sorted({end for row in ends for end in row})
     column = {end: index for index, end in enumerate(needed)}
     logits = model(
-        input_ids=ids.to(model.device),
-        pixel_values=inputs["pixel_values"][images].to(model.device, model.dtype),
-        attention_mask=mask.to(model.device),
-        position_ids=positions.to(model.device),
+        **inputs,
         logits_to_keep=torch.tensor(needed, device=model.device),
         use_cache=False,
     ).logits
@@ -125,7 +136,9 @@ def _packed(model: Any, processor: Any, questions: Sequence[VisualQuestion]) -> 
     return torch.log_softmax(torch.stack(picked).float().double(), dim=-1)
 
 
-def _chunks(questions: Sequence[VisualQuestion], images: int) -> Iterator[list[VisualQuestion]]:
+def image_chunks(
+    questions: Sequence[VisualQuestion], images: int
+) -> Iterator[list[VisualQuestion]]:
     """Runs of questions that cover at most `images` images each."""
     chunk: list[VisualQuestion] = []
     seen = 0
@@ -176,7 +189,7 @@ def answer_distributions(
     was_training = model.training
     model.eval()
     parts: list[torch.Tensor] = []
-    chunks: Any = list(_chunks(questions, batch_size))
+    chunks: Any = list(image_chunks(questions, batch_size))
     if progress:
         from tqdm.auto import tqdm
 
