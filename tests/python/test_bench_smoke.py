@@ -102,6 +102,15 @@ def test_allocation_calibrated(tmp_path: Path, untrained_model: Path) -> None:
     assert len(found["tables"]["Targets"]) == 4
 
 
+def test_refine(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("refine", tmp_path, "--model", str(untrained_model))
+    (row,) = found["tables"]["Before and after refinement"]
+    assert row["held-out ratio"] <= 1
+    assert row["KL after"] > 0
+    assert row["values trained"] > 1000
+    assert [verdict["met"] in (True, False) for verdict in found["tables"]["Targets"]] == [True]
+
+
 def test_compress_speed(tmp_path: Path) -> None:
     found = run("compress_speed", tmp_path)
     assert found["speedup"] > 0
@@ -113,7 +122,8 @@ def test_compress_speed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["codec", "claims", "quality", "allocation", "compress_speed", "feedback_speed"]
+    "name",
+    ["codec", "claims", "quality", "allocation", "refine", "compress_speed", "feedback_speed"],
 )
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -126,7 +136,8 @@ def test_help(
 
 
 @pytest.mark.parametrize(
-    "name", ["codec", "claims", "quality", "allocation", "compress_speed", "feedback_speed"]
+    "name",
+    ["codec", "claims", "quality", "allocation", "refine", "compress_speed", "feedback_speed"],
 )
 def test_committed_results_name_their_command_and_machine(name: str) -> None:
     path = ROOT / "bench" / "results" / f"{name}.json"
