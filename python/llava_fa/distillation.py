@@ -50,7 +50,7 @@ class RefinementOptions:
         If an option lies outside its range.
     """
 
-    steps: int = 200
+    steps: int = 100
     learning_rate: float = 3e-3
     batch_size: int = 8
     weight_decay: float = 0.01

@@ -80,6 +80,10 @@ def examples_of(
     """
     examples = []
     for number, given in enumerate(inputs, 1):
+        if "input_ids" not in given:
+            raise CheckpointError(
+                f"calibration example {number} has {sorted(given)}, expected input_ids among them"
+            )
         placed = {key: _placed(value, model) for key, value in given.items() if key != "labels"}
         mask = _positions(given, model.config, positions)
         if not bool(mask.any()):

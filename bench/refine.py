@@ -1,0 +1,217 @@
+"""What does refinement by distillation gain, on questions that it has not seen?
+
+The tiny model is compressed, then refined on calibration questions with ``refine_checkpoint``; KL
+divergence and accuracy are those on the held-out benchmark, before and after, under several seeds
+of the random signs. All questions about an image share one row, and the distributions are compared
+at the end of every question, where its answer begins.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import support, tiny_model
+from bench.allocation import examples as question_batches
+from bench.tiny_model import Judge, Score
+from examples.tiny_lmm.answering import image_chunks, packed_inputs
+from examples.tiny_lmm.benchmark import calibration_questions
+from llava_fa import (
+    CompressionConfig,
+    RefinementOptions,
+    RefinementReport,
+    compress_checkpoint,
+    refine_checkpoint,
+)
+from llava_fa.packed_checkpoint import PackedCheckpoint
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to compress."""
+
+    name: str
+    config: CompressionConfig
+    calibrated: bool = True
+
+
+CASES = (
+    Case("ring, no data", CompressionConfig(bits=2, odc="none"), calibrated=False),
+    Case("trellis + feedback", CompressionConfig(bits=2, codec="trellis", odc="none")),
+    Case("trellis + feedback", CompressionConfig(bits=1, codec="trellis", odc="none")),
+)
+LOW_RANK = Case(
+    "ring, no data, rank 8", CompressionConfig(bits=2, odc="none", rank=8), calibrated=False
+)
+QUICK_CASES = (CASES[0],)
+
+
+def refinement_examples(judge: Judge, count: int, images: int) -> list[dict[str, Tensor]]:
+    """Calibration questions as model inputs with labels, ``images`` images in a batch."""
+    return [
+        _labelled(*packed_inputs(judge.model, judge.processor, chunk))
+        for chunk in image_chunks(calibration_questions(count), images)
+    ]
+
+
+def _labelled(inputs: dict[str, Tensor], ends: list[list[int]]) -> dict[str, Tensor]:
+    """Label what follows the end of every question; the longest row needs one more place for it."""
+    rows, length = inputs["input_ids"].shape
+    mask = inputs["attention_mask"]
+    blocked = torch.full((rows, 1, length + 1, length + 1), torch.finfo(mask.dtype).min)
+    blocked[:, :, :length, :length] = mask
+    blocked[:, :, length, length] = 0.0
+    labels = torch.full((rows, length + 1), -100)
+    for row, last in enumerate(ends):
+        labels[row, [end + 1 for end in last]] = 0  # any token: the dense model gives the target
+    longer = {
+        key: torch.nn.functional.pad(inputs[key], (0, 1)) for key in ("input_ids", "position_ids")
+    }
+    return {**inputs, **longer, "attention_mask": blocked, "labels": labels}
+
+
+class Workshop:
+    """Compresses and refines the tiny model, and scores folders.
+
+    Parameters
+    ----------
+    arguments
+        The bench's options.
+    folder
+        For checkpoints while the bench runs.
+    """
+
+    def __init__(self, arguments: Any, folder: Path) -> None:
+        self._arguments, self._folder = arguments, folder
+        self._moments = folder / "moments.safetensors"
+        self.judge = Judge(arguments.model, arguments.questions)
+        self.inputs = refinement_examples(self.judge, arguments.examples, arguments.images)
+        self.options = RefinementOptions(
+            steps=arguments.steps, learning_rate=arguments.learning_rate, batch_size=1
+        )
+
+    def compress(self, case: Case, seed: int) -> Path:
+        """Compress the model; the first calibrated case collects the moments for all."""
+        output = self._folder / f"{case.name} {case.config.bits:g} {seed}"
+        data: dict[str, Any] = {}
+        if case.calibrated and self._moments.exists():
+            data = {"load_calibration": self._moments}
+        elif case.calibrated:
+            batches = question_batches(self.judge, self._arguments.calibration)
+            data = {"calibration_data": batches, "save_calibration": self._moments}
+        config = case.config.replace(seed=seed)
+        compress_checkpoint(self._arguments.model, output, config, progress=False, **data)
+        return output
+
+    def refine(self, packed: Path) -> tuple[Path, RefinementReport]:
+        """Refine a folder."""
+        output = packed.with_name(f"{packed.name} refined")
+        model = self._arguments.model
+        report = refine_checkpoint(
+            packed,
+            model,
+            output,
+            self.inputs,
+            self.options,
+            calibration_samples=len(self.inputs),
+            progress=False,
+        )
+        return output, report
+
+    def score(self, folder: Path) -> Score:
+        """Ask the benchmark of a folder's weights."""
+        packed = PackedCheckpoint.open(folder)
+        return self.judge.score({name: packed.read_matrix(name).dense() for name in packed.specs})
+
+
+def measure(workshop: Workshop, case: Case, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return a row: before and after, mean over the seeds."""
+    before, after, reports = [], [], []
+    for seed in seeds:
+        packed = workshop.compress(case, seed)
+        refined, report = workshop.refine(packed)
+        before.append(workshop.score(packed))
+        after.append(workshop.score(refined))
+        reports.append(report)
+        print(case.name, case.config.bits, seed, before[-1].kl, after[-1].kl, flush=True)
+    old, new = (np.stack([score.divergences for score in part]) for part in (before, after))
+    ratio, error = new.mean() / old.mean(), workshop.judge.log_ratio_error(new, old)
+    low, high = ratio * np.exp(-1.96 * error), ratio * np.exp(1.96 * error)
+    return {
+        "method": case.name,
+        "bits": case.config.bits,
+        "stored bits": reports[0].compression.bits_per_weight,
+        "KL before": float(old.mean()),
+        "KL after": float(new.mean()),
+        "ratio": float(ratio),
+        "ratio interval": f"{low:.3f} to {high:.3f}",
+        "accuracy % before": 100 * float(np.mean([score.hits for score in before])),
+        "accuracy % after": 100 * float(np.mean([score.hits for score in after])),
+        "ratio by seed": _figures(b.kl / a.kl for a, b in zip(before, after, strict=True)),
+        "held-out ratio": float(np.mean([r.outcome.after / r.outcome.before for r in reports])),
+        "best steps": _figures(r.outcome.best_step for r in reports),
+        "values trained": reports[0].trained_values,
+    }
+
+
+def _figures(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Judge: refinement never changes answers more than no refinement."""
+    return [
+        {
+            "target": f"{row['method']} {row['bits']:g}: KL after at most KL before",
+            "measured": row["KL after"],
+            "bound": row["KL before"],
+            "met": row["KL after"] <= row["KL before"],
+        }
+        for row in rows
+    ]
+
+
+def main() -> None:
+    """Measure all cases and publish."""
+    defaults = RefinementOptions()
+    parser = support.parser(__doc__, "refine")
+    tiny_model.add_options(parser, questions=500)
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of the random signs")
+    parser.add_argument("--examples", type=int, default=1024, help="questions to refine on")
+    parser.add_argument("--images", type=int, default=8, help="images per step")
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    arguments = parser.parse_args()
+    cases: Sequence[Case] = (*CASES, LOW_RANK)
+    if arguments.quick:
+        arguments.questions, arguments.calibration, arguments.seeds = 12, 4, 1
+        arguments.examples, arguments.images, arguments.steps = 24, 2, 2
+        cases = QUICK_CASES
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        workshop = Workshop(arguments, Path(folder))
+        rows = [measure(workshop, case, range(arguments.seeds)) for case in cases]
+    support.publish(
+        "refine",
+        arguments.json,
+        {"Before and after refinement": rows, "Targets": verdicts(rows)},
+        {
+            "questions": arguments.questions,
+            "calibration questions": arguments.calibration,
+            "refinement questions": arguments.examples,
+            "options": workshop.options.to_dict(),
+            "seconds_taken": time.perf_counter() - begin,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
