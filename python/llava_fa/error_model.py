@@ -112,8 +112,8 @@ def profile_matrix(
     ranks
         Ranks at which the tail energy is wanted; those that do not fit the shape are left out.
     calibrated
-        Whether second moments of the inputs will choose the input channel scales: then room is
-        set aside for these.
+        Whether there will be second moments of the inputs. Without feedback they choose the input
+        channel scales: then room is set aside for these.
     second_moment
         That of the inputs, (n, n) or (n,), if it is known: then the error is that of the output.
         If it is not, though ``calibrated``, the error is that of unscaled noise in the weight.
@@ -132,14 +132,15 @@ def profile_matrix(
     tail_ranks = [rank for rank in ranks if rank <= min(rows // 2 + 1, columns)]
     scaled = config.odc == "spatial"
     scale_in, scale_out = diagonal_scales(weight) if scaled else (None, None)
+    by_inputs = calibrated and config.calibration == "diagonal"
     coded = dense
-    if not calibrated:  # with data other scales will be chosen
+    if not by_inputs:
         coded = dense if scale_out is None else dense / scale_out.float()[:, None]
         coded = coded if scale_in is None else coded / scale_in.float()
     gain = None if second_moment is None else output_noise_gain(dense, config, second_moment)
     return MatrixProfile(
         (rows, columns),
-        scaled if calibrated else scale_in is not None,
+        scaled if by_inputs else scale_in is not None,
         scale_out is not None,
         _noise_gain(dense, coded, scale_in, scale_out) if gain is None else gain,
         _tail_energy(coded, config.signs, tail_ranks),
