@@ -93,9 +93,10 @@ def choose_settings(
 
 
 def _check_room(plan: BitPlan) -> None:
-    """Calibration stores channel scales; a plan made without data has no room for them."""
+    """Scales by the inputs need room; under feedback data does not change the scales."""
     for matrix in plan.matrices:
-        if matrix.config.odc == "spatial" and not matrix.channel_scale_in:
+        config, stored = matrix.config, matrix.channel_scale_in
+        if config.odc == "spatial" and config.calibration == "diagonal" and not stored:
             raise PlanError(
                 f"the plan sets no room aside for the channel scales of {matrix.name}, which "
                 "calibration data may need; make the plan with the same data (--calib), or "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from .errors import CheckpointError
-from .matrix import MatrixSpec
+from .matrix_spec import MatrixSpec
 from .modules import build_meta_model, map_layers
 from .shards import Checkpoint, TensorEntry
 

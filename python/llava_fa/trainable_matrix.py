@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from . import _core
 from .config import FACTOR_BITS_FLOAT16
-from .matrix import CompressedMatrix, MatrixSpec, polar_decode, polar_encode
+from .matrix import CompressedMatrix
+from .matrix_spec import MatrixSpec
+from .stages import polar_decode, polar_encode
 
 SCALES = ("row_scale", "channel_scale_in", "channel_scale_out")
 FACTORS = ("low_rank_left", "low_rank_right")

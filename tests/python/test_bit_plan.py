@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import UP, compress, edit_tensor, folder_bytes, llama_model, llava_inputs, plan
-from llava_fa import BitPlan, PlanError
+from llava_fa import BitPlan, CompressionConfig, PlanError
 
 
 class TestPlanFile:
@@ -67,11 +67,19 @@ class TestPlanFile:
         with pytest.raises(PlanError, match=rf"{UP} takes \d+ bytes, the plan gives it \d+"):
             compress(llama, output, plan=made)
 
-    def test_data_needs_room_for_scales(self, llava_folder: Path, output: Path) -> None:
-        made = plan(llava_folder, target_bits=6)
+    def test_scales_by_the_inputs_need_room(self, llava_folder: Path, output: Path) -> None:
+        config, data = CompressionConfig(calibration="diagonal"), [llava_inputs()]
+        made = plan(llava_folder, config=config, target_bits=6)
         with pytest.raises(PlanError, match="room"):
-            compress(llava_folder, output, plan=made, calibration_data=[llava_inputs()])
-        made = plan(llava_folder, target_bits=6, calibration_data=[llava_inputs()])
+            compress(llava_folder, output, plan=made, calibration_data=data)
+        made = plan(llava_folder, config=config, target_bits=6, calibration_data=data)
+        report = compress(llava_folder, output, plan=made, calibration_data=data)
+        assert report.bits_per_weight <= 6
+
+    def test_under_feedback_a_plan_made_without_data_fits(
+        self, llava_folder: Path, output: Path
+    ) -> None:
+        made = plan(llava_folder, target_bits=6)
         report = compress(llava_folder, output, plan=made, calibration_data=[llava_inputs()])
         assert report.bits_per_weight <= 6
 
