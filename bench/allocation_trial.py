@@ -13,7 +13,7 @@ from examples.tiny_lmm.benchmark import calibration_questions
 from llava_fa import CompressionConfig, MatrixSpec, compress_matrix
 from llava_fa.allocate import Candidate, allocate
 from llava_fa.error_model import CODE_SIZES, MatrixProfile, profile_matrix
-from llava_fa.matrix import diagonal_scales
+from llava_fa.stages import diagonal_scales
 
 Settings = dict[str, CompressionConfig]
 
@@ -118,7 +118,8 @@ class Trial:
     def _scales(self, name: str) -> tuple[bool, bool]:
         if self.base.odc != "spatial":
             return False, False
-        found = diagonal_scales(self.judge.weights[name], self.moments.get(name))
+        known = self.moments.get(name) if self.base.calibration == "diagonal" else None
+        found = diagonal_scales(self.judge.weights[name], known)
         return found[0] is not None, found[1] is not None
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench import support, tiny_model
-from bench.allocation import examples as question_batches
+from bench.allocation_trial import examples as question_batches
 from bench.tiny_model import Judge, Score
 from examples.tiny_lmm.answering import image_chunks, packed_inputs
 from examples.tiny_lmm.benchmark import calibration_questions

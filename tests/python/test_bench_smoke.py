@@ -33,7 +33,7 @@ def run(name: str, folder: Path, *options: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     command = [sys.executable, "-m", f"bench.{name}", "--quick", "--json", str(path), *options]
     finished = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ
+        command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=os.environ
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert path.with_suffix(".md").read_text().startswith(f"# {name}")
@@ -100,6 +100,13 @@ def test_allocation_calibrated(tmp_path: Path, untrained_model: Path) -> None:
     for row in found["tables"][heading]:
         assert 0.5 < row["measured / predicted"] < 2
     assert len(found["tables"]["Targets"]) == 4
+
+
+def test_calibration_order(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("calibration_order", tmp_path, "--model", str(untrained_model))
+    (row,) = found["tables"]["KL of both orders"]
+    assert row["one-pass KL"] > 0
+    assert row["sequential KL"] > 0
 
 
 def test_refine(tmp_path: Path, untrained_model: Path) -> None:
