@@ -130,7 +130,16 @@ def test_compress_speed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["codec", "claims", "quality", "allocation", "refine", "compress_speed", "feedback_speed"],
+    [
+        "codec",
+        "claims",
+        "quality",
+        "allocation",
+        "allocation_calibrated",
+        "refine",
+        "compress_speed",
+        "feedback_speed",
+    ],
 )
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -144,7 +153,16 @@ def test_help(
 
 @pytest.mark.parametrize(
     "name",
-    ["codec", "claims", "quality", "allocation", "refine", "compress_speed", "feedback_speed"],
+    [
+        "codec",
+        "claims",
+        "quality",
+        "allocation",
+        "allocation_calibrated",
+        "refine",
+        "compress_speed",
+        "feedback_speed",
+    ],
 )
 def test_committed_results_name_their_command_and_machine(name: str) -> None:
     path = ROOT / "bench" / "results" / f"{name}.json"
