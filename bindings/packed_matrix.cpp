@@ -77,7 +77,7 @@ nb::list layout(const nb::dict& spec) {
 
 using ByteArray = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-PackedMatrix from_tensors(const nb::dict& tensors) {
+PackedMatrix from_tensors(const nb::dict& tensors, bool in_place) {
   std::vector<std::string> names;
   std::vector<ByteArray> arrays;
   std::vector<TensorView> views;
@@ -85,8 +85,10 @@ PackedMatrix from_tensors(const nb::dict& tensors) {
   for (const auto& [name, bytes] : tensors) {
     names.push_back(nb::cast<std::string>(name));
     arrays.push_back(nb::cast<ByteArray>(bytes));
+    // The last copy of an array may go at any time; nanobind takes the interpreter's lock for that.
+    auto owner = in_place ? std::make_shared<ByteArray>(arrays.back()) : nullptr;
     views.push_back({names.back(), reinterpret_cast<const std::byte*>(arrays.back().data()),
-                     static_cast<Index>(arrays.back().size())});
+                     static_cast<Index>(arrays.back().size()), std::move(owner)});
   }
   nb::gil_scoped_release release;
   return PackedMatrix::from_tensors(views);
@@ -158,8 +160,9 @@ nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Ind
 
 void bind_packed_matrix(nb::module_& m) {
   nb::class_<PackedMatrix>(m, "PackedMatrix")
-      .def_static("from_tensors", &from_tensors, nb::arg("tensors"),
-                  "From a dict of flat uint8 arrays; validates everything.")
+      .def_static("from_tensors", &from_tensors, nb::arg("tensors"), nb::arg("in_place") = false,
+                  "From a dict of flat uint8 arrays; validates everything. In place: keeps the "
+                  "arrays alive and reads their memory, which must not change.")
       .def("tensors", &tensors)
       .def("spec", [](const PackedMatrix& matrix) { return spec_to_dict(matrix.spec()); })
       .def("dense", &dense)

@@ -15,17 +15,16 @@ struct PackedMatrixBuilder {
   explicit PackedMatrixBuilder(const MatrixSpec& spec) {
     matrix.spec_ = spec;
     matrix.layout_ = tensor_layout(spec);
-    for (const TensorLayout& tensor : matrix.layout_) {
-      matrix.storage_.emplace_back(static_cast<std::size_t>(tensor.bytes()));
-    }
+    matrix.storage_.resize(matrix.layout_.size());
     const Header header = encode_header(spec);
     put("header", header.data(), sizeof(header));
   }
 
   void put(std::string_view name, const void* data, std::size_t bytes) {
-    std::vector<std::byte>& target = matrix.storage(name);
-    require_argument(target.size() == bytes, "internal size mismatch of ", name);
-    std::memcpy(target.data(), data, bytes);
+    const std::size_t index = matrix.index_of(name);
+    require_argument(matrix.layout_[index].bytes() == static_cast<Index>(bytes),
+                     "internal size mismatch of ", name);
+    matrix.storage_[index] = PackedMatrix::copied(data, matrix.layout_[index].bytes());
   }
 
   template <typename T>

@@ -171,15 +171,22 @@ std::vector<TensorLayout> tensor_layout(const MatrixSpec& spec) {
   return layout;
 }
 
-std::vector<std::byte>& PackedMatrix::storage(std::string_view name) {
+std::size_t PackedMatrix::index_of(std::string_view name) const {
   for (std::size_t i = 0; i < layout_.size(); ++i) {
-    if (layout_[i].name == name) return storage_[i];
+    if (layout_[i].name == name) return i;
   }
   throw Error(ErrorCode::invalid_argument, concat("this matrix stores no tensor \"", name, "\""));
 }
 
+std::shared_ptr<const std::byte> PackedMatrix::copied(const void* data, Index bytes) {
+  const std::shared_ptr<std::byte[]> copy(new std::byte[static_cast<std::size_t>(bytes)]);
+  std::memcpy(copy.get(), data, static_cast<std::size_t>(bytes));
+  return {copy, copy.get()};
+}
+
 std::span<const std::byte> PackedMatrix::tensor(std::string_view name) const {
-  return const_cast<PackedMatrix*>(this)->storage(name);
+  const std::size_t i = index_of(name);
+  return {storage_[i].get(), static_cast<std::size_t>(layout_[i].bytes())};
 }
 
 Index PackedMatrix::bytes() const {
@@ -222,6 +229,11 @@ void check_values(const MatrixSpec& spec, const TensorLayout& tensor,
   }
 }
 
+bool usable_in_place(const TensorView& view, StoredType type) {
+  const auto address = reinterpret_cast<std::uintptr_t>(view.data);
+  return view.owner && address % static_cast<std::uintptr_t>(item_size(type)) == 0;
+}
+
 }  // namespace
 
 PackedMatrix PackedMatrix::from_tensors(std::span<const TensorView> tensors) {
@@ -232,8 +244,10 @@ PackedMatrix PackedMatrix::from_tensors(std::span<const TensorView> tensors) {
     const TensorView& view = find_tensor(tensors, expected.name);
     require_format(view.bytes == expected.bytes(), "tensor \"", expected.name, "\" has ",
                    view.bytes, " bytes, expected ", expected.bytes());
-    matrix.storage_.emplace_back(view.data, view.data + view.bytes);
-    check_values(matrix.spec_, expected, matrix.storage_.back());
+    matrix.storage_.push_back(usable_in_place(view, expected.type)
+                                  ? std::shared_ptr<const std::byte>{view.owner, view.data}
+                                  : copied(view.data, view.bytes));
+    check_values(matrix.spec_, expected, matrix.tensor(expected.name));
   }
   require_format(tensors.size() == matrix.layout_.size(), "received ", tensors.size(),
                  " tensors, expected ", matrix.layout_.size(), " by the header");

@@ -109,8 +109,18 @@ class CompressedMatrix:
         return {name: torch.from_numpy(value) for name, value in self._packed.tensors().items()}
 
     @classmethod
-    def from_state_dict(cls, tensors: Mapping[str, Array]) -> CompressedMatrix:
+    def from_state_dict(
+        cls, tensors: Mapping[str, Array], *, in_place: bool = False
+    ) -> CompressedMatrix:
         """Build from stored tensors, checking all of them.
+
+        Parameters
+        ----------
+        tensors
+            Suffix to tensor, on the CPU.
+        in_place
+            Use the tensors' memory instead of a copy (except of a tensor that is not contiguous
+            or not aligned); it must not change while the matrix is used.
 
         Raises
         ------
@@ -120,7 +130,7 @@ class CompressedMatrix:
         """
         arrays = {name: _stored_array(name, value) for name, value in tensors.items()}
         flat = {name: array.reshape(-1).view(np.uint8) for name, array in arrays.items()}
-        packed = _core.PackedMatrix.from_tensors(flat)
+        packed = _core.PackedMatrix.from_tensors(flat, in_place=in_place)
         matrix = cls(packed, as_torch=any(is_torch(value) for value in tensors.values()))
         for name, (dtype, shape) in matrix.spec.tensors().items():
             found = torch.from_numpy(arrays[name])

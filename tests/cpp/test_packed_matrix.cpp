@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <limits>
+#include <memory>
 
 #include "llava_fa/error.hpp"
 #include "llava_fa/packed_matrix.hpp"
@@ -85,6 +86,40 @@ TEST_CASE("bytes decode to the same weight after a round trip") {
       CHECK(decoded(loaded) == decoded(packed));
     }
   }
+}
+
+TEST_CASE("bytes with an owner are used in place, and kept alive") {
+  const PackedMatrix packed =
+      compress_matrix(reference::gaussian(33, 20, 61).view(), with_rank(3)).matrix;
+  auto stored = std::make_shared<StoredTensors>(packed);
+  const std::byte* codes = (*stored)["codes"].data();
+  std::vector<TensorView> views;
+  for (std::size_t i = 0; i < stored->names.size(); ++i) {
+    const auto& data = stored->data[i];
+    views.push_back({stored->names[i], data.data(), static_cast<Index>(data.size()), stored});
+  }
+  const PackedMatrix loaded = PackedMatrix::from_tensors(views);
+  views.clear();
+  stored.reset();
+  CHECK(loaded.tensor("codes").data() == codes);
+  CHECK(decoded(loaded) == decoded(packed));
+}
+
+TEST_CASE("bytes that are not aligned for their type are copied") {
+  const StoredTensors stored(
+      compress_matrix(reference::gaussian(33, 20, 61).view(), with_rank(0)).matrix);
+  auto shifted = std::make_shared<std::vector<std::vector<std::byte>>>(stored.data);
+  std::vector<TensorView> views;
+  for (std::size_t i = 0; i < stored.names.size(); ++i) {
+    auto& data = (*shifted)[i];
+    const auto bytes = static_cast<Index>(data.size());
+    data.insert(data.begin(), std::byte{0});
+    views.push_back({stored.names[i], data.data() + 1, bytes, shifted});
+  }
+  const PackedMatrix loaded = PackedMatrix::from_tensors(views);
+  CHECK(decoded(loaded) == decoded(stored.load()));
+  CHECK(loaded.codes().data() == reinterpret_cast<const std::uint8_t*>(views[2].data));
+  CHECK(loaded.tensor("row_scale").data() != views[3].data);
 }
 
 TEST_CASE("stored bytes are codes, scales, factors and header, nothing else") {

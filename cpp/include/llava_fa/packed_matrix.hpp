@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -61,17 +62,20 @@ struct TensorLayout {
 // The tensors that `spec` stores, in file order.
 std::vector<TensorLayout> tensor_layout(const MatrixSpec& spec);
 
-// What a tensor's bytes must look like to be read; the caller owns the bytes.
+// What a tensor's bytes must look like to be read. Without an owner the caller's bytes are copied;
+// with one they are used in place, kept alive by it, and must not change while the matrix exists.
 struct TensorView {
   std::string_view name;
   const std::byte* data = nullptr;
   Index bytes = 0;
+  std::shared_ptr<const void> owner = nullptr;
 };
 
 class PackedMatrix {
  public:
-  // Copies and validates untrusted tensors: names, sizes, header, finite non-negative scales, zero
-  // padding bits. Throws Error(inconsistent_format) naming the tensor.
+  // Takes and validates untrusted tensors: names, sizes, header, finite non-negative scales, zero
+  // padding bits. Bytes that have an owner but not their type's alignment are copied all the same.
+  // Throws Error(inconsistent_format) naming the tensor.
   static PackedMatrix from_tensors(std::span<const TensorView> tensors);
 
   const MatrixSpec& spec() const { return spec_; }
@@ -98,11 +102,14 @@ class PackedMatrix {
 
  private:
   friend struct PackedMatrixBuilder;
-  std::vector<std::byte>& storage(std::string_view name);
+  // Place of a tensor in the layout. Throws Error(invalid_argument) if there is none of that name.
+  std::size_t index_of(std::string_view name) const;
+  static std::shared_ptr<const std::byte> copied(const void* data, Index bytes);
 
   MatrixSpec spec_;
   std::vector<TensorLayout> layout_;
-  std::vector<std::vector<std::byte>> storage_;
+  // One per tensor of the layout; copies of a matrix share them, as nothing changes them.
+  std::vector<std::shared_ptr<const std::byte>> storage_;
 };
 
 struct CompressionOptions {
