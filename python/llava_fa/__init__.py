@@ -4,7 +4,7 @@ Importing the package registers ``quant_method: "llava_fa"`` with transformers, 
 ``from_pretrained`` loads compressed checkpoints.
 """
 
-from llava_fa import _core
+from llava_fa import _core, nn
 from llava_fa._register import register_when_transformers_is_imported
 from llava_fa.bit_plan import BitPlan
 from llava_fa.compress import compress_checkpoint
@@ -70,6 +70,7 @@ __all__ = [
     "inspect_checkpoint",
     "inverse_half_spectrum",
     "load_model",
+    "nn",
     "plan_checkpoint",
     "polar_decode",
     "polar_encode",

@@ -108,10 +108,12 @@ def check_packed_tensors(name: str, spec: MatrixSpec, entries: Mapping[str, Tens
             )
 
 
-def unpack(name: str, spec: MatrixSpec, state: Mapping[str, torch.Tensor]) -> CompressedMatrix:
+def unpack(
+    name: str, spec: MatrixSpec, state: Mapping[str, torch.Tensor], *, in_place: bool = False
+) -> CompressedMatrix:
     """Build a matrix from its stored tensors; its own header must agree with the configuration."""
     try:
-        matrix = CompressedMatrix.from_state_dict(state)
+        matrix = CompressedMatrix.from_state_dict(state, in_place=in_place)
     except FormatError as error:
         raise FormatError(f"matrix {name}: {error}") from error
     if matrix.spec != spec:

@@ -1,0 +1,167 @@
+"""A linear layer that computes with the packed matrix instead of a dense weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import packed_ops
+from .matrix import CompressedMatrix
+from .matrix_spec import MatrixSpec
+
+_ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+# The meta device computes shapes only, as torch.compile and accelerate do.
+_DEVICES = ("cpu", "meta")
+
+
+class FourierLinear(nn.Linear):
+    """``y = x Wᵀ + b`` with W (m, n) kept as its stored tensors.
+
+    The stored tensors are buffers under the names, types and shapes of ``docs/format.md``, so the
+    state dict holds exactly what a compressed checkpoint stores. They are not trained, and keep
+    their types when the layer is cast. Gradients pass through to the activations and the bias, so
+    adapters can be trained around the layer; ``isinstance(layer, nn.Linear)`` is how libraries of
+    adapters recognize what they adapt. ``weight`` is None: there is nothing to merge one into.
+
+    Parameters
+    ----------
+    spec
+        What is stored. The buffers are zero until a state dict is loaded, and not usable before.
+    bias
+        Whether there is a bias, (m,).
+    device, dtype
+        As for ``nn.Linear``; the dtype is that of the bias alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from llava_fa import CompressionConfig, compress_matrix
+    >>> from llava_fa.nn import FourierLinear
+    >>> matrix = compress_matrix(torch.randn(64, 48), CompressionConfig(bits=4))
+    >>> layer = FourierLinear.from_matrix(matrix)
+    >>> x = torch.randn(2, 3, 48)
+    >>> torch.allclose(layer(x), x @ layer.dense().T, atol=1e-4)
+    True
+    """
+
+    def __init__(
+        self,
+        spec: MatrixSpec,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's, which allocates the dense weight
+        self.spec = spec
+        self.out_features, self.in_features = spec.shape
+        self._stored_names = tuple(spec.tensors())
+        self._description = json.dumps(spec.to_dict())
+        for name, (stored_dtype, shape) in spec.tensors().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=stored_dtype, device=device))
+        self.register_parameter("weight", None)
+        values = torch.zeros(self.out_features, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if values is None else nn.Parameter(values))
+
+    @classmethod
+    def from_matrix(cls, matrix: CompressedMatrix, bias: Tensor | None = None) -> FourierLinear:
+        """Build from a compressed matrix.
+
+        Parameters
+        ----------
+        matrix
+            W, (m, n); its stored tensors are copied.
+        bias
+            (m,), becomes a parameter; None if there is none.
+
+        Raises
+        ------
+        ValueError
+            The bias has another shape.
+        """
+        rows = matrix.shape[0]
+        if bias is not None and tuple(bias.shape) != (rows,):
+            raise ValueError(f"bias has shape {tuple(bias.shape)}, expected ({rows},)")
+        layer = cls(matrix.spec, bias=False)
+        for name, tensor in matrix.state_dict().items():
+            layer.get_buffer(name).copy_(tensor)
+        if bias is not None:
+            kept = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
+            layer.register_parameter("bias", kept)
+        return layer
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """Return the buffers that hold the matrix, by their suffixes of ``docs/format.md``."""
+        return {name: self.get_buffer(name) for name in self._stored_names}
+
+    def dense(self) -> Tensor:
+        """Return the decoded weight, (m, n) float32, on the layer's device."""
+        tensors = list(self.stored_tensors().values())
+        matrix = packed_ops.prepared([tensor.cpu() for tensor in tensors], self._description)
+        weight: Tensor = matrix.dense()
+        return weight.to(tensors[0].device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``x Wᵀ + b`` in the dtype of x (float32 inside); under autocast, in its dtype.
+
+        Parameters
+        ----------
+        input
+            x, (..., n) of float32, bfloat16 or float16, on the CPU; leading dimensions may be
+            empty.
+
+        Raises
+        ------
+        ValueError
+            x has another width, or x or the layer is on another device.
+        TypeError
+            x has another dtype.
+        FormatError
+            The buffers do not hold a matrix of this layer's ``spec``.
+        """
+        self._check(input)
+        dtype = input.dtype
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+        tensors = [self._buffers[name] for name in self._stored_names]
+        product: Tensor = packed_ops.multiply(input, tensors, self._description)
+        if self.bias is not None:
+            product = product + self.bias
+        return product.to(dtype)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"activations have shape {tuple(x.shape)}, expected (..., {self.in_features})"
+            )
+        if x.dtype not in _ACTIVATIONS:
+            raise TypeError(f"activations are {x.dtype}, expected float32, bfloat16 or float16")
+        for what, device in (("activations", x.device), ("layer", self.codes.device)):
+            if device.type not in _DEVICES:
+                raise ValueError(
+                    f"the {what}: on {device}, but packed matrices are multiplied on the CPU; move "
+                    "layer and activations there, or load the model with runtime='dense'"
+                )
+
+    def extra_repr(self) -> str:
+        """Return the line that ``print(layer)`` shows."""
+        spec, bias = self.spec, self.bias is not None
+        rank = f", rank={spec.rank}" if spec.rank else ""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, "
+            f"codec={spec.codec}, bits={spec.code_bits / 2:g}{rank}"
+        )
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> FourierLinear:
+        """Move or cast, as ``.to()`` and its like do, but leave the stored tensors' types."""
+        exact = self.stored_tensors()
+        move: Any = super()._apply
+        move(fn, recurse)
+        for name, tensor in exact.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != tensor.dtype:  # cast, which may round: take the original again
+                self._buffers[name] = tensor.to(moved.device)
+        return self

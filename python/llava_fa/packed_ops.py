@@ -1,0 +1,111 @@
+"""Products with a packed matrix as torch operators, so that autograd and torch.compile know them.
+
+Operators carry tensors and strings only. So a matrix comes as the list of its stored tensors, in
+file order, and its ``MatrixSpec`` as JSON; what the core prepares from them is remembered as long
+as the tensors live and stay unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .matrix import CompressedMatrix
+from .matrix_spec import MatrixSpec
+from .packed_checkpoint import unpack
+
+
+class _Prepared(NamedTuple):
+    """A matrix with what tells whether it is still that of its tensors.
+
+    ``held`` are aliases: while they live, no other tensor can have the same address.
+    """
+
+    stamp: tuple[tuple[int, int], ...]
+    held: list[Tensor]
+    matrix: CompressedMatrix
+
+
+# By the tensor of codes. Layers hold tensors only, so they can be copied, pickled and loaded.
+_prepared: Any = WeakTensorKeyDictionary()
+
+
+@cache
+def _spec(description: str) -> MatrixSpec:
+    return MatrixSpec.from_dict(json.loads(description))
+
+
+def prepared(tensors: Sequence[Tensor], description: str) -> CompressedMatrix:
+    """Return the matrix of stored tensors on the CPU, without copying them.
+
+    Raises
+    ------
+    FormatError
+        The tensors do not hold a matrix, or another than described.
+    """
+    spec = _spec(description)
+    names = tuple(spec.tensors())
+    codes = tensors[names.index("codes")]
+    if any(tensor.is_inference() for tensor in tensors):
+        # Torch does not count their changes, so nothing may be remembered of them.
+        return unpack("layer", spec, dict(zip(names, tensors, strict=True)))
+    stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    known: _Prepared | None = _prepared.get(codes)
+    if known is None or known.stamp != stamp:
+        held = [tensor.detach() for tensor in tensors]
+        state = dict(zip(names, held, strict=True))
+        known = _Prepared(stamp, held, unpack("layer", spec, state, in_place=True))
+        _prepared[codes] = known
+    return known.matrix
+
+
+@torch.library.custom_op("llava_fa::multiply", mutates_args=())
+def multiply(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
+    """Return ``x Wᵀ``, (..., m) float32, for x (..., n) of any floating dtype."""
+    return prepared(tensors, description).matmul(x)
+
+
+@torch.library.custom_op("llava_fa::multiply_transposed", mutates_args=())
+def multiply_transposed(y: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
+    """Return ``y W``, (..., n) float32, for y (..., m); decodes W for the time of the product."""
+    weight: Tensor = prepared(tensors, description).dense()
+    return y.float() @ weight
+
+
+@multiply.register_fake
+def _(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], _spec(description).shape[0]), dtype=torch.float32)
+
+
+@multiply_transposed.register_fake
+def _(y: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
+    return y.new_empty((*y.shape[:-1], _spec(description).shape[1]), dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Sequence[Tensor], str], output: Tensor) -> None:
+    operand, tensors, ctx.description = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.dtype = operand.dtype
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, list[None], None]:
+    tensors = list(ctx.saved_tensors)
+    product = multiply_transposed(gradient, tensors, ctx.description)
+    return product.to(ctx.dtype), [None] * len(tensors), None
+
+
+def _transposed_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, list[None], None]:
+    tensors = list(ctx.saved_tensors)
+    product = multiply(gradient, tensors, ctx.description)
+    return product.to(ctx.dtype), [None] * len(tensors), None
+
+
+# Each is the other's adjoint, so gradients of gradients exist too.
+multiply.register_autograd(_gradient, setup_context=_keep)
+multiply_transposed.register_autograd(_transposed_gradient, setup_context=_keep)
