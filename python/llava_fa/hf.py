@@ -1,8 +1,9 @@
 """Loads compressed checkpoints through transformers' ``from_pretrained``.
 
 transformers builds the model on the meta device; before it reads the files, every compressed
-``nn.Linear`` is swapped for a :class:`PackedLinear` whose buffers carry the stored names, types and
-shapes; afterwards each is decoded into an ordinary ``nn.Linear``, one at a time.
+``nn.Linear`` is swapped for a :class:`FourierLinear`, whose buffers carry the stored names, types
+and shapes. Afterwards each is checked, and with ``runtime="dense"`` decoded into an ordinary
+``nn.Linear``, one at a time.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from transformers.quantizers import auto
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .errors import FormatError
+from .matrix import CompressedMatrix
 from .matrix_spec import MatrixSpec
+from .nn import FourierLinear
 from .packed_checkpoint import (
     FORMAT_VERSION,
     QUANT_METHOD,
@@ -29,6 +33,8 @@ from .packed_checkpoint import (
     unpack,
 )
 from .shards import TensorEntry, read_header
+
+Runtime = Literal["dense", "packed"]
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -41,59 +47,61 @@ class LlavaFaConfig(QuantizationConfigMixin):
         The settings the checkpoint was made with; for the record.
     modules
         Module name to ``MatrixSpec.to_dict()``.
-    """
+    runtime
+        What compressed layers become when the model is loaded: ``"dense"``, ordinary ``nn.Linear``
+        with the decoded weight, or ``"packed"``, :class:`FourierLinear`, which keeps the memory
+        small. Not stored; to choose, give ``quantization_config=LlavaFaConfig(runtime="packed")``
+        to ``from_pretrained``, which takes everything else from the checkpoint.
 
-    # Tells transformers that the loaded model is an ordinary dense one, so that it can be trained,
-    # cast and saved like any other.
-    dequantize = True
+    Raises
+    ------
+    FormatError
+        The format version is not one that this library reads.
+    ValueError
+        The runtime is neither.
+    """
 
     def __init__(
         self,
         format_version: int = FORMAT_VERSION,
         config: Mapping[str, Any] | None = None,
         modules: Mapping[str, Any] | None = None,
+        runtime: Runtime = "dense",
         **_unknown: Any,
     ) -> None:
         check_version(format_version, "quantization_config")
+        if runtime not in get_args(Runtime):
+            raise ValueError(f"runtime is {runtime!r}, expected one of {get_args(Runtime)}")
+        self.runtime = runtime
         self.quant_method: Any = QUANT_METHOD
         self.format_version = format_version
         self.config = config or {}
         # Checked by `specs`, whose errors name the module; not everyone who reads this needs it.
         self.modules = modules or {}
 
+    @property
+    def dequantize(self) -> bool:
+        """Whether the loaded model is an ordinary dense one, to be cast and saved like any."""
+        return self.runtime == "dense"
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Return what a caller of ``from_pretrained`` may choose, whatever the checkpoint says."""
+        return {"runtime": self.runtime}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``config.json`` stores: all but the choice of this process."""
+        values: dict[str, Any] = super().to_dict()
+        del values["runtime"]
+        return values
+
     def specs(self) -> dict[str, MatrixSpec]:
         """Return the checked descriptions by module name."""
         return parse_specs(self.modules, "quantization_config")
 
 
-class PackedLinear(nn.Module):
-    """Holds the stored tensors of one linear layer while the checkpoint is being read."""
-
-    def __init__(self, spec: MatrixSpec, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.spec = spec
-        for suffix, (dtype, shape) in spec.tensors().items():
-            self.register_buffer(suffix, torch.empty(shape, dtype=dtype, device="meta"))
-        self.bias = bias
-
-    def decode(self, name: str, dtype: torch.dtype) -> nn.Linear:
-        """Return the dense layer on the device of the stored tensors."""
-        state = {suffix: self.get_buffer(suffix) for suffix in self.spec.tensors()}
-        for suffix, tensor in state.items():
-            # transformers marks what it read; anything else it has merely allocated.
-            if tensor.is_meta or not getattr(tensor, "_is_hf_initialized", False):
-                raise FormatError(
-                    f"tensor {name}.{suffix} was not loaded; the checkpoint is incomplete (loading "
-                    "with parts of the model on disk is not supported)"
-                )
-        device = self.codes.device
-        matrix = unpack(name, self.spec, {key: value.cpu() for key, value in state.items()})
-        rows, columns = self.spec.shape
-        with torch.device("meta"):
-            linear = nn.Linear(columns, rows, bias=False, dtype=dtype)
-        linear.weight = nn.Parameter(matrix.dense().to(device=device, dtype=dtype))
-        linear.register_parameter("bias", self.bias)
-        return linear
+# transformers asks only the classes listed here for what a caller may choose.
+_choosable: Any = auto
+_choosable.LOADING_ATTRIBUTES_CONFIG_TYPES += (LlavaFaConfig,)
 
 
 @register_quantizer(QUANT_METHOD)
@@ -103,12 +111,12 @@ class LlavaFaQuantizer(HfQuantizer):
     quantization_config: LlavaFaConfig
 
     def is_serializable(self) -> bool:
-        """Whether the loaded model can be saved: it is dense, so yes."""
+        """Whether the loaded model can be saved: dense or as it was stored, so yes."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Whether the loaded model can be trained: it is dense, so yes."""
+        """Whether the loaded model can be trained: wholly if dense, with adapters if packed."""
         return True
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -125,28 +133,62 @@ class LlavaFaQuantizer(HfQuantizer):
         specs = self.quantization_config.specs()
         if checkpoint_files:
             _check_files(specs, checkpoint_files)
+        swapped = {}
         for stored, spec in specs.items():
             name = _module_name(model, stored)
             if name is not None:
                 _swap(model, name, spec)
+                swapped[name] = spec.to_dict()
+        # What this class of model says when it is saved packed: a base model has other names.
+        self.quantization_config.modules = swapped
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         dtype = model.config.dtype or torch.get_default_dtype()
-        for name, holder in list(_holders(model)):
-            linear = holder.decode(name, dtype)
+        stays_packed = self.quantization_config.runtime == "packed"
+        if stays_packed:
+            # Else transformers saves under the names of old checkpoints; ours are the module names.
+            model._weight_conversions = []
+        for name, packed in list(_packed_layers(model)):
+            matrix = _loaded_matrix(name, packed)
+            if stays_packed:
+                continue
+            linear = _dense_layer(packed, matrix, dtype)
             linear.train(model.training)
-            if hasattr(holder, "_hf_hook"):  # the model is spread over several devices
+            if hasattr(packed, "_hf_hook"):  # the model is spread over several devices
                 hooks: Any = importlib.import_module("accelerate.hooks")
-                hooks.add_hook_to_module(linear, holder._hf_hook)
+                hooks.add_hook_to_module(linear, packed._hf_hook)
             model.set_submodule(name, linear)
-            del holder
+            del packed, matrix
         return model
 
 
-def _holders(model: nn.Module) -> Iterator[tuple[str, PackedLinear]]:
+def _packed_layers(model: nn.Module) -> Iterator[tuple[str, FourierLinear]]:
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, FourierLinear):
             yield name, module
+
+
+def _loaded_matrix(name: str, layer: FourierLinear) -> CompressedMatrix:
+    """Check everything that was read for a layer."""
+    for suffix, tensor in layer.state_dict(keep_vars=True).items():
+        # transformers marks what it read; anything else it has merely allocated.
+        if tensor.is_meta or not getattr(tensor, "_is_hf_initialized", False):
+            raise FormatError(
+                f"tensor {name}.{suffix} was not loaded; the checkpoint is incomplete (loading "
+                "with parts of the model on disk is not supported)"
+            )
+    state = {suffix: tensor.cpu() for suffix, tensor in layer.stored_tensors().items()}
+    return unpack(name, layer.spec, state, in_place=True)
+
+
+def _dense_layer(layer: FourierLinear, matrix: CompressedMatrix, dtype: torch.dtype) -> nn.Linear:
+    """Return the dense layer on the device of the stored tensors."""
+    with torch.device("meta"):
+        linear = nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=dtype)
+    weight = matrix.dense().to(device=layer.codes.device, dtype=dtype)
+    linear.weight = nn.Parameter(weight)
+    linear.register_parameter("bias", layer.bias)
+    return linear
 
 
 def _check_files(specs: Mapping[str, MatrixSpec], files: list[str]) -> None:
@@ -188,4 +230,8 @@ def _swap(model: nn.Module, name: str, spec: MatrixSpec) -> None:
         raise FormatError(
             f"config.json: {name} is stored as {list(spec.shape)}, the model needs {list(shape)}"
         )
-    model.set_submodule(name, PackedLinear(spec, module.bias))
+    layer: Any = FourierLinear(spec, bias=False, device="meta")
+    layer.register_parameter("bias", module.bias)
+    # Nothing of it may be initialized at random; what was not read is an error.
+    layer._is_hf_initialized = True
+    model.set_submodule(name, layer)
