@@ -24,8 +24,8 @@ class FourierLinear(nn.Linear):
     The stored tensors are buffers under the names, types and shapes of ``docs/format.md``, so the
     state dict holds exactly what a compressed checkpoint stores. They are not trained, and keep
     their types when the layer is cast. Gradients pass through to the activations and the bias, so
-    adapters can be trained around the layer; ``isinstance(layer, nn.Linear)`` is how libraries of
-    adapters recognize what they adapt. ``weight`` is None: there is nothing to merge one into.
+    adapters can be trained around the layer; libraries of adapters recognize what they adapt by
+    its being an ``nn.Linear``. ``weight`` is None: there is nothing to merge an adapter into.
 
     Parameters
     ----------
@@ -96,6 +96,11 @@ class FourierLinear(nn.Linear):
     def stored_tensors(self) -> dict[str, Tensor]:
         """Return the buffers that hold the matrix, by their suffixes of ``docs/format.md``."""
         return {name: self.get_buffer(name) for name in self._stored_names}
+
+    @property
+    def qweight(self) -> Tensor:
+        """The codes, by the name that peft asks a layer without ``weight`` for its device."""
+        return self.get_buffer("codes")
 
     def dense(self) -> Tensor:
         """Return the decoded weight, (m, n) float32, on the layer's device."""

@@ -1,8 +1,4 @@
-"""Models that keep their matrices packed, against the same models decoded at load.
-
-Both compute in float32 and differ by its rounding, some 1e-6 of the largest logit through a few
-layers; 1e-4 is allowed. Greedy answers must be equal.
-"""
+"""Models that keep their matrices packed, against the same models decoded at load."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     LlavaForConditionalGeneration,
 )
 
@@ -34,21 +29,9 @@ from llava_fa.loading import load_model
 from llava_fa.nn import FourierLinear
 from llava_fa.packed_checkpoint import PackedCheckpoint
 from llava_fa.verify import inspect_checkpoint
+from packed_models import assert_near, load, load_dense, logits
 
 Q = "model.language_model.layers.0.self_attn.q_proj"
-TOLERANCE = 1e-4
-
-
-def load(folder: Path, auto: Any = AutoModelForImageTextToText, **options: Any) -> Any:
-    """Load with packed layers; transformers always warns that it merges the two configurations."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You passed `quantization_config`")
-        config = LlavaFaConfig(runtime="packed")
-        return auto.from_pretrained(folder, quantization_config=config, **options).eval()
-
-
-def load_dense(folder: Path, auto: Any = AutoModelForImageTextToText, **options: Any) -> Any:
-    return auto.from_pretrained(folder, **options).eval()
 
 
 def packed_layers(model: nn.Module) -> dict[str, FourierLinear]:
@@ -66,23 +49,11 @@ def batch(seeds: tuple[int, ...] = (1, 2, 3)) -> dict[str, torch.Tensor]:
     return together
 
 
-def logits(model: Any, inputs: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
-    with torch.inference_mode():
-        result: torch.Tensor = model(**(inputs or llava_inputs())).logits.float()
-    return result
-
-
 def answers(model: Any, **options: Any) -> torch.Tensor:
     result: torch.Tensor = model.generate(
         **batch(), max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, **options
     )
     return result
-
-
-def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(
-        found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max())
-    )
 
 
 @pytest.fixture(scope="module")
