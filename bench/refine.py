@@ -3,11 +3,13 @@
 The tiny model is compressed, then refined on calibration questions with ``refine_checkpoint``; KL
 divergence and accuracy are those on the held-out benchmark, before and after, under several seeds
 of the random signs. All questions about an image share one row, and the distributions are compared
-at the end of every question, where its answer begins.
+at the end of every question, where its answer begins. Results are kept in ``bench/cache``, so a run
+that was stopped continues.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -21,13 +23,13 @@ from torch import Tensor
 
 from bench import support, tiny_model
 from bench.allocation_trial import examples as question_batches
-from bench.tiny_model import Judge, Score
+from bench.score_store import CACHE, Arrays, Store, hash_of_files, key_of
+from bench.tiny_model import ROOT, Judge
 from examples.tiny_lmm.answering import image_chunks, packed_inputs
 from examples.tiny_lmm.benchmark import calibration_questions
 from llava_fa import (
     CompressionConfig,
     RefinementOptions,
-    RefinementReport,
     compress_checkpoint,
     refine_checkpoint,
 )
@@ -47,9 +49,7 @@ CASES = (
     Case("ring, no data", CompressionConfig(bits=2, odc="none"), calibrated=False),
     Case("trellis + feedback", CompressionConfig(bits=2, codec="trellis", odc="none")),
     Case("trellis + feedback", CompressionConfig(bits=1, codec="trellis", odc="none")),
-)
-LOW_RANK = Case(
-    "ring, no data, rank 8", CompressionConfig(bits=2, odc="none", rank=8), calibrated=False
+    Case("ring, no data, rank 8", CompressionConfig(bits=2, odc="none", rank=8), calibrated=False),
 )
 QUICK_CASES = (CASES[0],)
 
@@ -79,7 +79,7 @@ def _labelled(inputs: dict[str, Tensor], ends: list[list[int]]) -> dict[str, Ten
 
 
 class Workshop:
-    """Compresses and refines the tiny model, and scores folders.
+    """Compresses and refines the tiny model, and scores it before and after.
 
     Parameters
     ----------
@@ -87,18 +87,66 @@ class Workshop:
         The bench's options.
     folder
         For checkpoints while the bench runs.
+    store
+        Where results are kept between runs.
     """
 
-    def __init__(self, arguments: Any, folder: Path) -> None:
-        self._arguments, self._folder = arguments, folder
+    def __init__(self, arguments: Any, folder: Path, store: Store) -> None:
+        self._arguments, self._folder, self._store = arguments, folder, store
         self._moments = folder / "moments.safetensors"
-        self.judge = Judge(arguments.model, arguments.questions)
-        self.inputs = refinement_examples(self.judge, arguments.examples, arguments.images)
+        self.judge = Judge(arguments.model, arguments.questions, store)
         self.options = RefinementOptions(
             steps=arguments.steps, learning_rate=arguments.learning_rate, batch_size=1
         )
+        library = ROOT / "python" / "llava_fa"
+        self._code = hash_of_files(
+            [*library.glob("trainable_*.py"), *library.glob("distillation*.py"), Path(__file__)]
+        )
 
-    def compress(self, case: Case, seed: int) -> Path:
+    def result(self, case: Case, seed: int) -> Arrays:
+        """Return what a case gives under a seed, measured now or in an earlier run."""
+        counts = ("calibration", "examples", "images")
+        key = key_of(
+            judge=self.judge.key,
+            case=[case.name, case.config.to_dict(), seed],
+            options=self.options.to_dict(),
+            counts=[getattr(self._arguments, name) for name in counts],
+            code=self._code,
+        )
+        found = self._store.get(key)
+        if found is None:
+            found = self._measured(case, seed)
+            self._store.put(key, found)
+        return found
+
+    def _measured(self, case: Case, seed: int) -> Arrays:
+        packed = self._compress(case, seed)
+        refined = packed.with_name(f"{packed.name} refined")
+        inputs = refinement_examples(self.judge, self._arguments.examples, self._arguments.images)
+        report = refine_checkpoint(
+            packed,
+            self._arguments.model,
+            refined,
+            inputs,
+            self.options,
+            calibration_samples=len(inputs),
+            progress=False,
+        )
+        arrays: Arrays = {
+            "stored bits": np.array(report.compression.bits_per_weight),
+            "values trained": np.array(report.trained_values),
+            "held-out ratio": np.array(report.outcome.after / report.outcome.before),
+            "best step": np.array(report.outcome.best_step),
+        }
+        for moment, folder in (("before", packed), ("after", refined)):
+            found = PackedCheckpoint.open(folder)
+            score = self.judge.score(
+                {name: found.read_matrix(name).dense() for name in found.specs}
+            )
+            arrays[f"KL {moment}"], arrays[f"hits {moment}"] = score.divergences, score.hits
+        return arrays
+
+    def _compress(self, case: Case, seed: int) -> Path:
         """Compress the model; the first calibrated case collects the moments for all."""
         output = self._folder / f"{case.name} {case.config.bits:g} {seed}"
         data: dict[str, Any] = {}
@@ -111,54 +159,33 @@ class Workshop:
         compress_checkpoint(self._arguments.model, output, config, progress=False, **data)
         return output
 
-    def refine(self, packed: Path) -> tuple[Path, RefinementReport]:
-        """Refine a folder."""
-        output = packed.with_name(f"{packed.name} refined")
-        model = self._arguments.model
-        report = refine_checkpoint(
-            packed,
-            model,
-            output,
-            self.inputs,
-            self.options,
-            calibration_samples=len(self.inputs),
-            progress=False,
-        )
-        return output, report
-
-    def score(self, folder: Path) -> Score:
-        """Ask the benchmark of a folder's weights."""
-        packed = PackedCheckpoint.open(folder)
-        return self.judge.score({name: packed.read_matrix(name).dense() for name in packed.specs})
-
 
 def measure(workshop: Workshop, case: Case, seeds: Sequence[int]) -> dict[str, Any]:
     """Return a row: before and after, mean over the seeds."""
-    before, after, reports = [], [], []
+    results = []
     for seed in seeds:
-        packed = workshop.compress(case, seed)
-        refined, report = workshop.refine(packed)
-        before.append(workshop.score(packed))
-        after.append(workshop.score(refined))
-        reports.append(report)
-        print(case.name, case.config.bits, seed, before[-1].kl, after[-1].kl, flush=True)
-    old, new = (np.stack([score.divergences for score in part]) for part in (before, after))
-    ratio, error = new.mean() / old.mean(), workshop.judge.log_ratio_error(new, old)
-    low, high = ratio * np.exp(-1.96 * error), ratio * np.exp(1.96 * error)
+        results.append(workshop.result(case, seed))
+        means = [float(results[-1][f"KL {moment}"].mean()) for moment in ("before", "after")]
+        print(case.name, case.config.bits, f"seed {seed}", _figures(means), flush=True)
+    old, new = (
+        np.stack([result[f"KL {moment}"] for result in results]) for moment in ("before", "after")
+    )
+    ratio, error = float(new.mean() / old.mean()), workshop.judge.log_ratio_error(new, old)
+    bounds = (ratio * np.exp(-1.96 * error), ratio * np.exp(1.96 * error))
     return {
         "method": case.name,
         "bits": case.config.bits,
-        "stored bits": reports[0].compression.bits_per_weight,
+        "stored bits": float(results[0]["stored bits"]),
         "KL before": float(old.mean()),
         "KL after": float(new.mean()),
-        "ratio": float(ratio),
-        "ratio interval": f"{low:.3f} to {high:.3f}",
-        "accuracy % before": 100 * float(np.mean([score.hits for score in before])),
-        "accuracy % after": 100 * float(np.mean([score.hits for score in after])),
-        "ratio by seed": _figures(b.kl / a.kl for a, b in zip(before, after, strict=True)),
-        "held-out ratio": float(np.mean([r.outcome.after / r.outcome.before for r in reports])),
-        "best steps": _figures(r.outcome.best_step for r in reports),
-        "values trained": reports[0].trained_values,
+        "ratio": ratio,
+        "ratio interval": "{:.3f} to {:.3f}".format(*bounds),
+        "ratio by seed": _figures(new.mean(axis=1) / old.mean(axis=1)),
+        "accuracy % before": 100 * float(np.mean([result["hits before"] for result in results])),
+        "accuracy % after": 100 * float(np.mean([result["hits after"] for result in results])),
+        "held-out ratio": _figures(float(result["held-out ratio"]) for result in results),
+        "best steps": _figures(float(result["best step"]) for result in results),
+        "values trained": int(results[0]["values trained"]),
     }
 
 
@@ -187,17 +214,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the random signs")
     parser.add_argument("--examples", type=int, default=1024, help="questions to refine on")
     parser.add_argument("--images", type=int, default=8, help="images per step")
+    parser.add_argument("--only", default="", metavar="REGEX", help='cases by "NAME BITS"')
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     arguments = parser.parse_args()
-    cases: Sequence[Case] = (*CASES, LOW_RANK)
+    cases = [c for c in CASES if re.search(arguments.only, f"{c.name} {c.config.bits:g}")]
     if arguments.quick:
         arguments.questions, arguments.calibration, arguments.seeds = 12, 4, 1
         arguments.examples, arguments.images, arguments.steps = 24, 2, 2
-        cases = QUICK_CASES
+        cases = list(QUICK_CASES)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        workshop = Workshop(arguments, Path(folder))
+        store = Store(None if arguments.quick else CACHE)
+        workshop = Workshop(arguments, Path(folder), store)
         rows = [measure(workshop, case, range(arguments.seeds)) for case in cases]
     support.publish(
         "refine",

@@ -51,7 +51,7 @@ class RefinementOptions:
     """
 
     steps: int = 100
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     batch_size: int = 8
     weight_decay: float = 0.01
     held_out: float = 0.25

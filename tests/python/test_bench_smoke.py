@@ -112,7 +112,7 @@ def test_calibration_order(tmp_path: Path, untrained_model: Path) -> None:
 def test_refine(tmp_path: Path, untrained_model: Path) -> None:
     found = run("refine", tmp_path, "--model", str(untrained_model))
     (row,) = found["tables"]["Before and after refinement"]
-    assert row["held-out ratio"] <= 1
+    assert float(row["held-out ratio"]) <= 1
     assert row["KL after"] > 0
     assert row["values trained"] > 1000
     assert [verdict["met"] in (True, False) for verdict in found["tables"]["Targets"]] == [True]
