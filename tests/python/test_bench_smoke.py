@@ -159,7 +159,6 @@ def test_help(
         "quality",
         "allocation",
         "allocation_calibrated",
-        "refine",
         "compress_speed",
         "feedback_speed",
     ],

@@ -55,9 +55,10 @@ struct DiagonalScales {
 // Spatial ODC: column multipliers before the transform c_j = (s_j / w_j)^1/2 and rows
 // r_i = (t_i / w_i)^1/2, the Cauchy-Schwarz minimizers of
 // (sum r_i^2 c_j^2 W_ij^2)(sum t_i^2 / r_i^2)(sum s_j^2 / c_j^2); the result holds 1/c and 1/r.
-// s^2 and t^2 are damped by a tenth of their mean; channels without weight get a neutral scale. By Cauchy-Schwarz the noise falls by
-// (sum s w)^2 / (sum s^2 sum w^2); a side is scaled only if that is worth more than the bits of its
-// scales spent on codes, 2^(-2 · 16/m) for columns and 2^(-2 · 16/n) for rows.
+// s^2 and t^2 are damped by a tenth of their mean; channels without weight get a neutral scale. By
+// Cauchy-Schwarz the noise falls by (sum s w)^2 / (sum s^2 sum w^2); a side is scaled only if that
+// is worth more than the bits of its scales spent on codes, 2^(-2 · 16/m) for columns and 2^(-2 ·
+// 16/n) for rows.
 DiagonalScales diagonal_scales(const ChannelEnergies& energies, const SecondMoments& moments);
 
 // Spectral ODC: root weights of the columns l of the half spectrum, d_l = sqrt(Σ̃_ll / mean), where
