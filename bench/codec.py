@@ -42,6 +42,9 @@ TRELLIS_TABLE = {
 }
 """The same for the trellis, by code bits and state bits."""
 
+TRELLIS_BOUNDS = {(4, 12): 0.0735, (4, 14): 0.0700, (6, 14): 0.0190, (8, 14): 0.0054}
+"""What the project promised of the trellis, by code bits and state bits."""
+
 TRELLIS_ROWS = 256
 
 
@@ -103,6 +106,18 @@ def trellis_on_gaussians(samples: int, widths: Sequence[int]) -> list[dict[str, 
         label = f"trellis, {states} state bits"
         rows.append(gaussian_row(label, bits, measured, TRELLIS_TABLE.get((bits, states))))
     return rows
+
+
+def trellis_targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Check the promises on the rows of ``trellis_on_gaussians``."""
+    measured = {(row["codec"], row["B"]): row["distortion"] for row in rows}
+    found = []
+    for (bits, states), bound in TRELLIS_BOUNDS.items():
+        label = f"trellis, {states} state bits"
+        value = measured[label, bits]
+        target = f"{label}, B = {bits}: distortion"
+        found.append({"target": target, "measured": value, "bound": bound, "met": value <= bound})
+    return found
 
 
 def gaussian_row(
@@ -175,6 +190,7 @@ def main() -> None:
         {
             "Unit-power circular Gaussian": gaussian,
             "Trellis on a unit-power circular Gaussian": trellis,
+            "Targets": trellis_targets(trellis),
             "Real spectra, ratio to the Gaussian figure": on_spectra(
                 arguments.size, arguments.model, figures
             ),

@@ -19,6 +19,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 QUOTED = (
     m.ROUNDED,
     m.AWQ_SEARCHED,
+    m.GPTQ,
     m.STRONG_GPTQ,
     m.SVD_LLM,
     m.LQ_LORA,

@@ -50,6 +50,7 @@ def test_codec(tmp_path: Path, untrained_model: Path) -> None:
     assert len(rows) == 9
     assert found["worst_ratio_to_table"] > 0
     assert isinstance(found["reaches_table"], bool)
+    assert [verdict["met"] in (True, False) for verdict in found["tables"]["Targets"]] == [True] * 4
     kinds = {
         row["weights"] for row in found["tables"]["Real spectra, ratio to the Gaussian figure"]
     }
