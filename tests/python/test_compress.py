@@ -183,7 +183,9 @@ class TestCalibration:
         return tmp_path / "uneven"
 
     def test_data_reach_both_towers(self, uneven: Path, output: Path) -> None:
-        compress(uneven, output, calibration_data=[llava_inputs(seed) for seed in range(2)])
+        config = CompressionConfig(calibration="diagonal")
+        data = [llava_inputs(seed) for seed in range(2)]
+        compress(uneven, output, config, calibration_data=data)
         stored = read_all(output)
         assert {f"{self.UP}.channel_scale_in", f"{self.VISION}.channel_scale_in"} <= set(stored)
 
@@ -202,8 +204,9 @@ class TestCalibration:
 
     def test_layers_without_data_are_compressed_without(self, uneven: Path, output: Path) -> None:
         text = [{"input_ids": torch.tensor([[3, 4, 5]])}]
+        config = CompressionConfig(calibration="diagonal")
         with pytest.warns(UserWarning, match="saw no calibration data"):
-            report = compress(uneven, output, calibration_data=text)
+            report = compress(uneven, output, config, calibration_data=text)
         by_name = {row.name: row.spec for row in report.compressed if row.spec}
         assert not by_name[self.VISION].channel_scale_in
         assert by_name[self.UP].channel_scale_in
