@@ -188,3 +188,15 @@ def collected(source: Calibration, layers: Sequence[str]) -> dict[str, LayerMome
             assert moment is not None
             found[layer] = moment
     return found
+
+
+def check_moments(folder: Path, model: Any, data: Sequence[Example], *, memory: int) -> None:
+    """Compare the collected moments of all layers with those of plain full passes."""
+    layers = linear_layers(model)
+    expected = plain_moments(model, data, layers)
+    source, _ = calibration(folder, model, data, memory=memory)
+    found = collected(source, layers)
+    assert found.keys() == expected.keys()
+    for layer, (moment, count) in expected.items():
+        assert found[layer].rows == count
+        torch.testing.assert_close(found[layer].values.double(), moment, rtol=1e-5, atol=1e-6)

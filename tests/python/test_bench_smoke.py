@@ -13,6 +13,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+RECORDED = (
+    "codec",
+    "claims",
+    "quality",
+    "allocation",
+    "allocation_calibrated",
+    "compress_speed",
+    "feedback_speed",
+)
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
 
@@ -131,16 +140,7 @@ def test_compress_speed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "codec",
-        "claims",
-        "quality",
-        "allocation",
-        "allocation_calibrated",
-        "refine",
-        "compress_speed",
-        "feedback_speed",
-    ],
+    [*RECORDED, "calibration_order", "refine"],
 )
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -154,15 +154,7 @@ def test_help(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "codec",
-        "claims",
-        "quality",
-        "allocation",
-        "allocation_calibrated",
-        "compress_speed",
-        "feedback_speed",
-    ],
+    RECORDED,
 )
 def test_committed_results_name_their_command_and_machine(name: str) -> None:
     path = ROOT / "bench" / "results" / f"{name}.json"

@@ -14,6 +14,7 @@ from calibration_toys import (
     Decoder,
     blocks,
     calibration,
+    check_moments,
     collected,
     linear_layers,
     llava,
@@ -34,15 +35,7 @@ class TestStreaming:
     def test_moments_equal_those_of_plain_full_passes(
         self, name: str, memory: int, tmp_path: Path
     ) -> None:
-        model, data = MODELS[name]()
-        layers = linear_layers(model)
-        expected = plain_moments(model, data, layers)
-        source, _ = calibration(tmp_path, model, data, memory=memory)
-        found = collected(source, layers)
-        assert found.keys() == expected.keys()
-        for layer, (moment, count) in expected.items():
-            assert found[layer].rows == count
-            torch.testing.assert_close(found[layer].values.double(), moment, rtol=1e-5, atol=1e-6)
+        check_moments(tmp_path, *MODELS[name](), memory=memory)
 
     @pytest.mark.parametrize("name", MODELS)
     def test_moments_do_not_depend_on_the_memory(self, name: str, tmp_path: Path) -> None:
