@@ -21,6 +21,8 @@ RECORDED = (
     "allocation_calibrated",
     "compress_speed",
     "feedback_speed",
+    "refine",
+    "calibration_order",
 )
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
