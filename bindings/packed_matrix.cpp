@@ -126,14 +126,14 @@ nb::object code_planes(const PackedMatrix& matrix) {
   return numpy_array(std::move(planes), {2, rows, cols});
 }
 
-nb::object multiply(const PackedMatrix& matrix, AnyArray activations) {
+nb::object multiply(const PackedMatrix& matrix, AnyArray activations, bool half) {
   const FloatArray x(std::move(activations), "activations", 2);
   const auto rows = static_cast<std::size_t>(x.matrix().rows);
   const auto width = static_cast<std::size_t>(matrix.spec().rows);
   auto out = std::make_unique_for_overwrite<float[]>(rows * width);
   {
     nb::gil_scoped_release release;
-    matmul(matrix, x.matrix(), out.get());
+    matmul(matrix, x.matrix(), out.get(), half ? Precision::half : Precision::single);
   }
   return numpy_array(std::move(out), {rows, width});
 }
@@ -167,7 +167,7 @@ void bind_packed_matrix(nb::module_& m) {
       .def("spec", [](const PackedMatrix& matrix) { return spec_to_dict(matrix.spec()); })
       .def("dense", &dense)
       .def("code_planes", &code_planes)
-      .def("matmul", &multiply, nb::arg("activations"))
+      .def("matmul", &multiply, nb::arg("activations"), nb::arg("half"))
       .def_prop_ro("nbytes", &PackedMatrix::bytes);
   m.def("tensor_layout", &layout, nb::arg("spec"));
   m.def("compress_matrix", &compress, nb::arg("weight"), nb::kw_only(), nb::arg("codec"),

@@ -11,6 +11,7 @@
 
 #include "llava_fa/constellation.hpp"
 #include "llava_fa/feedback.hpp"
+#include "llava_fa/matmul.hpp"
 #include "llava_fa/polar_codec.hpp"
 #include "llava_fa/trellis.hpp"
 #include "llava_fa/types.hpp"
@@ -26,6 +27,18 @@ struct ColumnCoding {
   bool write_back = false;                 // replace the values by what the codes decode to
   float gain = 1.0f;  // codes are chosen at the row's own size and decoded this much larger
   bool refit = true;  // row scales by least squares in the end
+};
+
+// Codes of a matrix (rows, cols) as they are stored, with exactly one of the two codes.
+struct CodedMatrix {
+  const std::uint8_t* packed = nullptr;
+  const std::uint16_t* row_scale = nullptr;
+  Index rows = 0;
+  Index cols = 0;
+  const Constellation* constellation = nullptr;
+  const Trellis* trellis = nullptr;
+
+  int code_bits() const { return trellis ? trellis->code_bits : constellation->code_bits; }
 };
 
 class Backend {
@@ -118,6 +131,10 @@ class Backend {
   // all rows that give Re y, then all that give Im y (docs/method.md, "Run time").
   virtual void fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
                          float* panel) const = 0;
+  // y[k] = row_scale[k] · sum_l point(k, l) · x[l], complex, x (cols) and y (rows) in planes.
+  virtual void multiply_vector(const CodedMatrix& matrix, const float* x_real, const float* x_imag,
+                               Precision precision, int threads, float* y_real,
+                               float* y_imag) const = 0;
 };
 
 // The CPU backend of the best instruction-set variant, loaded at first use.

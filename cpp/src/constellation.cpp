@@ -9,8 +9,11 @@
 // 2. `product` takes equal counts 2^b and the best split of bits; `ring` searches the counts by
 //    moving points between rings. The search uses decisions by magnitude; the encoder's exact
 //    nearest point, with odd rings turned by half a phase, is 1 to 3 % better still.
+// 3. `ring` of 8 bits has 16 rings of 16 phases: 3 % more distortion than free counts, but radius
+//    and phase are four bits each, and 16 table entries fit the registers of every processor.
 #include "llava_fa/constellation.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -152,6 +155,75 @@ RingDesign design_rings(int points) {
   return best;
 }
 
+// Rings of equal counts, every other one turned by half a phase, under exact nearest-point
+// decisions. By symmetry they depend on the angle to the nearest phase of the even rings only, up
+// to pi / phases; sums over a grid of magnitudes and such angles replace the integrals.
+class EvenRings {
+ public:
+  EvenRings(int rings, int phases) : radii_(rings), moment_(rings), weight_(rings) {
+    for (int i = 0; i < rings; ++i) {  // counts equal shares of the density exp(-rho^2 / 2)
+      radii_[i] = std::sqrt(-2.0 * std::log1p(-(i + 0.5) / rings));
+    }
+    for (int a = 0; a < kAngles; ++a) {
+      const double angle = std::numbers::pi / phases * (a + 0.5) / kAngles;
+      cosines_.push_back({std::cos(angle), std::cos(std::numbers::pi / phases - angle)});
+    }
+  }
+
+  // One step of Lloyd's iteration, lengthened by `relaxation`; the distortion before it.
+  double step(double relaxation) {
+    std::fill(moment_.begin(), moment_.end(), 0.0);
+    std::fill(weight_.begin(), weight_.end(), 0.0);
+    double distortion = 0;
+    for (int i = 0; i < kMagnitudes; ++i) {
+      const double rho = (i + 0.5) / kMagnitudes * kLargestMagnitude;
+      const double mass = 2.0 * rho * std::exp(-rho * rho) * kLargestMagnitude / kMagnitudes;
+      for (const std::array<double, 2>& cosine : cosines_) {
+        distortion += mass / kAngles * (rho * rho + assign(rho, cosine, mass / kAngles));
+      }
+    }
+    for (std::size_t i = 0; i < radii_.size(); ++i) {
+      if (weight_[i] > 0) radii_[i] += relaxation * (moment_[i] / weight_[i] - radii_[i]);
+    }
+    return distortion;
+  }
+
+  const std::vector<double>& radii() const { return radii_; }
+
+ private:
+  static constexpr int kMagnitudes = 500, kAngles = 16;
+  static constexpr double kLargestMagnitude = 4.5;
+
+  // Gives one grid point to its nearest ring; returns the squared distance without rho^2.
+  double assign(double rho, const std::array<double, 2>& cosine, double mass) {
+    double least = std::numeric_limits<double>::infinity();
+    std::size_t nearest = 0;
+    for (std::size_t i = 0; i < radii_.size(); ++i) {
+      const double cost = radii_[i] * (radii_[i] - 2.0 * rho * cosine[i % 2]);
+      if (cost < least) {
+        least = cost;
+        nearest = i;
+      }
+    }
+    moment_[nearest] += mass * rho * cosine[nearest % 2];
+    weight_[nearest] += mass;
+    return least;
+  }
+
+  std::vector<double> radii_, moment_, weight_;
+  std::vector<std::array<double, 2>> cosines_;  // to the nearest phase of even and of odd rings
+};
+
+RingDesign design_even_rings(int rings, int phases) {
+  EvenRings even(rings, phases);
+  for (int i = 0; i < kConvergedIterations; ++i) even.step(/*relaxation=*/1.6);
+  RingDesign design;
+  for (int i = 0; i < 10; ++i) design.distortion = even.step(/*relaxation=*/1.0);
+  design.radii = even.radii();
+  design.phases.assign(rings, phases);
+  return design;
+}
+
 RingDesign design_product(int code_bits) {
   RingDesign best;
   for (int magnitude_bits = 0; magnitude_bits < code_bits; ++magnitude_bits) {
@@ -176,10 +248,11 @@ RingDesign design_uniform(int code_bits) {
 }
 
 Constellation build(Codec codec, int code_bits) {
-  const RingDesign design = codec == Codec::ring      ? design_rings(1 << code_bits)
-                            : codec == Codec::product ? design_product(code_bits)
-                                                      : design_uniform(code_bits);
-  Constellation out{codec, code_bits, {}, {}, {}, design.distortion};
+  const RingDesign design = codec == Codec::product   ? design_product(code_bits)
+                            : codec == Codec::uniform ? design_uniform(code_bits)
+                            : code_bits == 8          ? design_even_rings(16, 16)
+                                                      : design_rings(1 << code_bits);
+  Constellation out{codec, code_bits, {}, {}, {}, {}, design.distortion};
   int first_code = 0;
   for (std::size_t i = 0; i < design.phases.size(); ++i) {
     const int phases = design.phases[i];
@@ -190,6 +263,7 @@ Constellation build(Codec codec, int code_bits) {
       const double angle = 2.0 * std::numbers::pi * (p + static_cast<double>(offset)) / phases;
       out.point_real.push_back(static_cast<float>(design.radii[i] * std::cos(angle)));
       out.point_imag.push_back(static_cast<float>(design.radii[i] * std::sin(angle)));
+      out.point_pairs.insert(out.point_pairs.end(), {out.point_real.back(), out.point_imag.back()});
     }
   }
   return out;

@@ -13,6 +13,8 @@ namespace llava_fa {
 namespace {
 
 constexpr Index kPanelRows = 256;  // complex rows decoded at a time
+// Up to here it is faster to look codes up for every activation anew than to decode them.
+constexpr Index kMostVectors = 8;
 
 // out (cols, rows) = transpose of in (rows, cols), rows times a multiplier of the output's row.
 void transpose_scaled(const MatrixView& in, const std::vector<float>& multiplier, float* out) {
@@ -47,7 +49,59 @@ FloatBuffer multiply_folded(const float* real, const float* imag, Index rows, In
   return out;
 }
 
-void multiply_codes(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexMatrix& y) {
+CodedMatrix coded_matrix(const PackedMatrix& matrix) {
+  const MatrixSpec& spec = matrix.spec();
+  CodedMatrix coded;
+  coded.packed = matrix.codes().data();
+  coded.row_scale = matrix.row_scale().data();
+  coded.rows = half_rows(spec.rows);
+  coded.cols = spec.cols;
+  if (spec.codec == Codec::trellis) {
+    const int state_bits = effective_state_bits(coded.rows, spec.code_bits, spec.state_bits);
+    coded.trellis = &trellis(spec.code_bits, state_bits);
+  } else {
+    coded.constellation = &constellation(spec.codec, spec.code_bits);
+  }
+  return coded;
+}
+
+// x̃ = conj(F x) of one activation, all n columns, from column b of its half spectrum.
+ComplexMatrix full_spectrum(const ComplexMatrix& half, Index n, Index b) {
+  constexpr float kHalfSqrt = 0.70710678118654752440f;  // undoes the Parseval weight
+  ComplexMatrix full(1, n);
+  for (Index l = 0; l < half.rows(); ++l) {
+    const bool own_mirror = l == 0 || 2 * l == n;
+    const float weight = own_mirror ? 1.0f : kHalfSqrt;
+    const float real = weight * half.real()[l * half.cols() + b];
+    const float imag = weight * half.imag()[l * half.cols() + b];
+    full.real()[l] = real;
+    full.imag()[l] = -imag;
+    if (own_mirror) continue;
+    full.real()[n - l] = real;
+    full.imag()[n - l] = imag;
+  }
+  return full;
+}
+
+// One activation after another: nothing of the matrix is decoded to memory.
+void multiply_vectors(const PackedMatrix& matrix, const ComplexMatrix& half, Precision precision,
+                      ComplexMatrix& y) {
+  const CodedMatrix coded = coded_matrix(matrix);
+  const Index batch = y.cols();
+  FloatBuffer part(2 * y.rows());
+  for (Index b = 0; b < batch; ++b) {
+    const ComplexMatrix x = full_spectrum(half, matrix.spec().cols, b);
+    float *real = part.data(), *imag = part.data() + y.rows();
+    cpu_backend().multiply_vector(coded, x.real(), x.imag(), precision, num_threads(), real, imag);
+    for (Index k = 0; k < y.rows(); ++k) {
+      y.real()[k * batch + b] = real[k];
+      y.imag()[k * batch + b] = imag[k];
+    }
+  }
+}
+
+// Many activations: panels of decoded rows, each multiplied with all of them.
+void multiply_panels(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexMatrix& y) {
   const MatrixSpec& spec = matrix.spec();
   const Index batch = y.cols();
   FloatBuffer planes(2 * std::min(kPanelRows, y.rows()) * spec.cols);
@@ -74,7 +128,8 @@ void add_low_rank(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexM
 
 }  // namespace
 
-void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* output) {
+void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* output,
+            Precision precision) {
   const MatrixSpec& spec = matrix.spec();
   require_argument(activations.cols == spec.cols, "activations have width ", activations.cols,
                    ", expected ", spec.cols, " input channels");
@@ -83,11 +138,16 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
 
   FloatBuffer channels(spec.cols * batch);
   transpose_scaled(activations, matrix.input_multiplier(), channels.data());
-  const FloatBuffer basis =
-      real_basis(half_spectrum_over_rows({channels.data(), spec.cols, batch, batch}), spec.cols);
+  const ComplexMatrix half = half_spectrum_over_rows({channels.data(), spec.cols, batch, batch});
 
   ComplexMatrix y(half_rows(spec.rows), batch);
-  multiply_codes(matrix, basis, y);
+  const bool few = batch <= kMostVectors;
+  const FloatBuffer basis = few && spec.rank == 0 ? FloatBuffer() : real_basis(half, spec.cols);
+  if (few) {
+    multiply_vectors(matrix, half, precision, y);
+  } else {
+    multiply_panels(matrix, basis, y);
+  }
   if (spec.rank > 0) add_low_rank(matrix, basis, y);
 
   FloatBuffer result(spec.rows * batch);

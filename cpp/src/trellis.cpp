@@ -65,6 +65,7 @@ Trellis design(int code_bits, int state_bits) {
     const double angle = 2.0 * std::numbers::pi * phase / phases;
     out.point_real.push_back(static_cast<float>(magnitudes[ring] * std::cos(angle)));
     out.point_imag.push_back(static_cast<float>(magnitudes[ring] * std::sin(angle)));
+    out.point_pairs.insert(out.point_pairs.end(), {out.point_real.back(), out.point_imag.back()});
     out.point_energy.push_back(static_cast<float>(magnitudes[ring] * magnitudes[ring]));
   }
   return out;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from .arrays import (
 from .config import CompressionConfig
 from .errors import FormatError
 from .matrix_spec import MatrixSpec
+
+Precision = Literal["single", "half"]
 
 
 class CompressedMatrix:
@@ -76,21 +78,31 @@ class CompressedMatrix:
         """
         return as_kind(self._packed.code_planes(), self._as_torch)
 
-    def matmul(self, x: ArrayT) -> ArrayT:
+    def matmul(self, x: ArrayT, *, precision: Precision = "single") -> ArrayT:
         """Return ``x Wᵀ`` without forming the dense weight.
 
         Parameters
         ----------
         x
             (..., n); any supported dtype. Computation and result are float32.
+        precision
+            ``"single"`` agrees with the product with ``dense()`` to 10⁻⁵; ``"half"`` to 3·10⁻⁴,
+            a tenth of what rounding to bfloat16 changes, and is faster for a few activations.
+
+        Raises
+        ------
+        ValueError
+            The width is another, or there is no such precision.
         """
+        if precision not in get_args(Precision):
+            raise ValueError(f'precision is {precision!r}, expected "single" or "half"')
         source = exportable(x)
         if source.ndim == 0 or source.shape[-1] != self.shape[1]:
             raise ValueError(
                 f"activations have shape {tuple(source.shape)}, expected (..., {self.shape[1]})"
             )
         leading = tuple(source.shape[:-1])
-        product: Any = self._packed.matmul(source.reshape(-1, self.shape[1]))
+        product: Any = self._packed.matmul(source.reshape(-1, self.shape[1]), precision == "half")
         result: ArrayT = as_kind(product.reshape(*leading, self.shape[0]), is_torch(x))
         return result
 

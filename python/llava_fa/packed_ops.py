@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .matrix import CompressedMatrix
+from .matrix import CompressedMatrix, Precision
 from .matrix_spec import MatrixSpec
 from .packed_checkpoint import unpack
 
@@ -67,8 +67,12 @@ def prepared(tensors: Sequence[Tensor], description: str) -> CompressedMatrix:
 
 @torch.library.custom_op("llava_fa::multiply", mutates_args=())
 def multiply(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
-    """Return ``x Wᵀ``, (..., m) float32, for x (..., n) of any floating dtype."""
-    return prepared(tensors, description).matmul(x)
+    """Return ``x Wᵀ``, (..., m) float32, for x (..., n) of any floating dtype.
+
+    Activations of 16 bits are multiplied at half precision.
+    """
+    precision: Precision = "half" if x.dtype.itemsize == 2 else "single"
+    return prepared(tensors, description).matmul(x, precision=precision)
 
 
 @torch.library.custom_op("llava_fa::multiply_transposed", mutates_args=())

@@ -1,6 +1,10 @@
 // Packed product against the decoded dense weight.
 #include <doctest/doctest.h>
 
+#include <cmath>
+#include <limits>
+#include <vector>
+
 #include "llava_fa/error.hpp"
 #include "llava_fa/matmul.hpp"
 #include "llava_fa/runtime.hpp"
@@ -20,32 +24,104 @@ CompressionOptions options_for(Index rank, bool signs) {
 
 }  // namespace
 
+// Relative distance of the packed product from the float64 product with the decoded weight.
+double relative_error(const PackedMatrix& packed, const reference::Dense& x, Precision precision) {
+  const Index m = packed.spec().rows, n = packed.spec().cols, batch = x.rows;
+  std::vector<float> dense(m * n), output(batch * m);
+  packed.decode(dense.data());
+  matmul(packed, x.view(), output.data(), precision);
+  double error = 0, energy = 0;
+  for (Index b = 0; b < batch; ++b) {
+    for (Index i = 0; i < m; ++i) {
+      double y = 0;
+      for (Index j = 0; j < n; ++j) y += double(x.at(b, j)) * dense[i * n + j];
+      error += std::pow(y - output[b * m + i], 2);
+      energy += y * y;
+    }
+  }
+  return std::sqrt(error / energy);
+}
+
+PackedMatrix compressed(Index m, Index n, Codec codec, int code_bits) {
+  CompressionOptions options;
+  options.joint.codec = codec;
+  options.joint.code_bits = code_bits;
+  if (codec == Codec::trellis) options.joint.state_bits = 9;
+  return compress_matrix(reference::gaussian(m, n, 61).view(), options).matrix;
+}
+
 TEST_CASE("the packed product equals the dense one to 1e-5") {
   struct Case {
     Index m, n, batch, rank;
   };
   for (const auto [m, n, batch, rank] :
        {Case{1, 1, 1, 0}, Case{1, 9, 3, 1}, Case{9, 1, 2, 1}, Case{64, 48, 1, 0},
-        Case{37, 53, 5, 4}, Case{600, 32, 20, 3}, Case{32, 151, 4, 0}}) {
+        Case{37, 53, 5, 4}, Case{600, 32, 20, 3}, Case{32, 151, 4, 0}, Case{70, 151, 9, 2}}) {
     for (const bool signs : {true, false}) {
       CAPTURE(m);
       CAPTURE(n);
       const reference::Dense weight = reference::gaussian(m, n, 51);
       const PackedMatrix packed = compress_matrix(weight.view(), options_for(rank, signs)).matrix;
-      std::vector<float> dense(m * n), output(batch * m);
-      packed.decode(dense.data());
       const reference::Dense x = reference::gaussian(batch, n, 52);
-      matmul(packed, x.view(), output.data());
-      double error = 0, energy = 0;
-      for (Index b = 0; b < batch; ++b) {
-        for (Index i = 0; i < m; ++i) {
-          double y = 0;
-          for (Index j = 0; j < n; ++j) y += double(x.at(b, j)) * dense[i * n + j];
-          error += std::pow(y - output[b * m + i], 2);
-          energy += y * y;
-        }
+      CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
+    }
+  }
+}
+
+TEST_CASE("every code is multiplied at both precisions, for sizes around the tiles") {
+  struct Shape {
+    Index m, n;
+  };
+  for (const auto [m, n] : {Shape{7, 3}, Shape{61, 64}, Shape{62, 129}, Shape{130, 515}}) {
+    for (const Codec codec : {Codec::uniform, Codec::product, Codec::ring, Codec::trellis}) {
+      const int most_bits = codec == Codec::trellis ? kMaxTrellisCodeBits : kMaxCodeBits;
+      for (int code_bits = kMinCodeBits; code_bits <= most_bits; ++code_bits) {
+        CAPTURE(m);
+        CAPTURE(n);
+        CAPTURE(codec_name(codec));
+        CAPTURE(code_bits);
+        const PackedMatrix packed = compressed(m, n, codec, code_bits);
+        const reference::Dense x = reference::gaussian(2, n, 62);
+        CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
+        CHECK(relative_error(packed, x, Precision::half) <= 3e-4);
       }
-      CHECK(std::sqrt(error) <= 1e-5 * std::sqrt(energy));
+    }
+  }
+}
+
+TEST_CASE("products do not depend on the size of the activations or on the number of threads") {
+  for (const int code_bits : {3, 4, 6, 8}) {
+    const PackedMatrix packed = compressed(700, 1500, Codec::ring, code_bits);
+    const reference::Dense x = reference::gaussian(1, 1500, 63);
+    for (const float factor : {1e-30f, 1e-12f, 1.0f, 1e12f, 1e30f}) {
+      reference::Dense scaled = x;
+      for (float& value : scaled.values) value *= factor;
+      CAPTURE(factor);
+      CHECK(relative_error(packed, scaled, Precision::half) <= 3e-4);
+    }
+    std::vector<float> one(700), three(700);
+    for (const Precision precision : {Precision::single, Precision::half}) {
+      set_num_threads(1);
+      matmul(packed, x.view(), one.data(), precision);
+      set_num_threads(3);
+      matmul(packed, x.view(), three.data(), precision);
+      set_num_threads(0);
+      CHECK(one == three);
+    }
+  }
+}
+
+TEST_CASE("zero activations give zero, and what is not finite shows in the output") {
+  for (const int code_bits : {4, 6, 8}) {
+    const PackedMatrix packed = compressed(40, 70, Codec::ring, code_bits);
+    std::vector<float> x(70, 0.0f), y(40, 1.0f);
+    matmul(packed, {x.data(), 1, 70, 70}, y.data(), Precision::half);
+    for (const float value : y) CHECK(value == 0.0f);
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      x[3] = bad;
+      matmul(packed, {x.data(), 1, 70, 70}, y.data(), Precision::half);
+      for (const float value : y) CHECK_FALSE(std::isfinite(value));
     }
   }
 }

@@ -124,6 +124,18 @@ def test_matmul_is_the_dense_product(shape, seed, rank, batch):
     assert np.linalg.norm(result - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("codec", ["ring", "trellis"])
+@pytest.mark.parametrize("bits", [1, 1.5, 2, 3, 4])
+def test_half_precision_is_finer_than_bfloat16(codec, bits):
+    matrix = compress_matrix(gaussian((256, 192)), CompressionConfig(bits=bits, codec=codec))
+    x = gaussian((3, 192))
+    expected = x.astype(np.float64) @ matrix.dense().astype(np.float64).T
+    difference = matrix.matmul(x, precision="half") - expected
+    assert np.linalg.norm(difference) <= 3e-4 * np.linalg.norm(expected)
+    with pytest.raises(ValueError, match='expected "single" or "half"'):
+        matrix.matmul(x, precision="double")
+
+
 def test_matmul_takes_leading_dimensions_and_refuses_other_widths():
     matrix = compress_matrix(gaussian((6, 10)))
     x = torch.randn(2, 3, 10, dtype=torch.bfloat16)

@@ -38,6 +38,7 @@ struct Constellation {
   std::vector<Ring> rings;         // increasing radius
   std::vector<float> point_real;   // 2^code_bits
   std::vector<float> point_imag;   // 2^code_bits
+  std::vector<float> point_pairs;  // the same, real and imaginary parts in turn
   double design_distortion = 0.0;  // predicted mean squared error on a unit-power Gaussian
 };
 

@@ -25,6 +25,7 @@ struct Trellis {
   int state_bits = 0;
   std::vector<float> point_real;    // 2^state_bits, relative to the row's root mean square
   std::vector<float> point_imag;    // 2^state_bits
+  std::vector<float> point_pairs;   // the same, real and imaginary parts in turn
   std::vector<float> point_energy;  // |point|^2
 };
 

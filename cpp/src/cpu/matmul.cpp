@@ -1,13 +1,18 @@
-// CPU side of the packed product: complex rows to rows of the real Fourier basis.
+// CPU side of the packed product: which kernel multiplies codes with one vector, and complex rows
+// to rows of the real Fourier basis for many.
 //
 // With the orthonormal real basis H = [Re half spectrum l = 0 .. n/2; Im half spectrum
 // l = 1 .. (n-1)/2] of the activations, columns l and n - l of a complex row combine to
 //   Re y += Re(a + b)/sqrt2 · Re H_l + Im(a - b)/sqrt2 · Im H_l
 //   Im y += Im(a + b)/sqrt2 · Re H_l - Re(a - b)/sqrt2 · Im H_l,   a = Ã[k, l], b = Ã[k, n - l],
 // and the self-conjugate columns l = 0 and l = n/2 enter once.
-#include "backend.hpp"
+#include <algorithm>
+#include <cmath>
+
+#include "coded_product.hpp"
 #include "llava_fa/spectrum.hpp"
 #include "parallel.hpp"
+#include "product_tables.hpp"
 
 namespace llava_fa::cpu {
 namespace {
@@ -32,6 +37,19 @@ void fold_row(const float* re, const float* im, Index n, float* real_row, float*
   }
 }
 
+#if defined(__AVX2__)
+// Not so if an entry is not finite, or products would leave the range of float32.
+bool fits_fixed_point(VectorView x, Index count) {
+  float largest = 0, sum = 0;  // the sum shows NaN, which the maximum passes over
+  for (Index l = 0; l < count; ++l) {
+    largest = std::max({largest, std::fabs(x.real[l]), std::fabs(x.imag[l])});
+    sum += std::fabs(x.real[l]) + std::fabs(x.imag[l]);
+  }
+  return std::isfinite(sum) && largest <= kMostLargest &&
+         (largest == 0.0f || largest >= kLeastLargest);
+}
+#endif
+
 }  // namespace
 
 void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
@@ -43,6 +61,26 @@ void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Ind
       fold_row(real + k * n, imag + k * n, n, panel + k * n, panel + (rows + k) * n);
     }
   });
+}
+
+void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
+                                 const float* x_imag, Precision precision, int threads,
+                                 float* y_real, float* y_imag) const {
+  const VectorView x = {x_real, x_imag};
+  const VectorSpan y = {y_real, y_imag};
+#if defined(__AVX2__)
+  if (fits_fixed_point(x, matrix.cols)) {
+    if (nibble_products_apply(matrix)) {
+      return multiply_nibbles(matrix, x, precision, threads, y);
+    }
+    if (precision == Precision::half && ring_products_apply(matrix)) {
+      return multiply_rings(matrix, x, threads, y);
+    }
+  }
+#else
+  static_cast<void>(precision);  // portable code knows one
+#endif
+  multiply_points(matrix, x, threads, y);
 }
 
 }  // namespace llava_fa::cpu

@@ -15,11 +15,20 @@ namespace llava_fa::cpu {
 // tens of microseconds, but milliseconds while other programs want the processor.
 constexpr double kLeastNanosecondsPerThread = 1e6;
 
+// The same for one step of many that follow each other at once, as layers of a model do: threads
+// then still wait for work without sleeping.
+constexpr double kLeastNanosecondsPerThreadOfStep = 2e4;
+
 // How many of `threads` to use for work that takes one of them roughly `nanoseconds`. Results do
 // not depend on it, so an estimate within a factor of a few is good enough.
-inline int worthwhile_threads(int threads, double nanoseconds) {
-  const double worthwhile = nanoseconds / kLeastNanosecondsPerThread;
+inline int worthwhile_threads(int threads, double nanoseconds,
+                              double least_per_thread = kLeastNanosecondsPerThread) {
+  const double worthwhile = nanoseconds / least_per_thread;
   return worthwhile < threads ? std::max(1, static_cast<int>(worthwhile)) : threads;
+}
+
+inline int step_threads(int threads, double nanoseconds) {
+  return worthwhile_threads(threads, nanoseconds, kLeastNanosecondsPerThreadOfStep);
 }
 
 // body(item, state) for item in [0, items), with state = make_state() once per thread. The first

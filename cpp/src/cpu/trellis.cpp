@@ -134,66 +134,48 @@ void ViterbiSearch::search(const float* target_real, const float* target_imag, c
   }
 }
 
-namespace {
+TrellisStates::TrellisStates(const std::uint8_t* packed, Index rows, Index cols,
+                             const Trellis& code)
+    : packed_(packed),
+      rows_(rows),
+      row_bytes_(packed_row_bytes(cols, code.code_bits)),
+      code_(code),
+      codes_(static_cast<std::size_t>(cols)),
+      states_(static_cast<std::size_t>(cols)) {}
 
-// Walks down the rows of a packed trellis matrix and keeps the states of all columns.
-class StateRows {
- public:
-  StateRows(const std::uint8_t* packed, Index rows, Index cols, const Trellis& code)
-      : packed_(packed),
-        rows_(rows),
-        row_bytes_(packed_row_bytes(cols, code.code_bits)),
-        code_(code),
-        codes_(static_cast<std::size_t>(cols)),
-        states_(static_cast<std::size_t>(cols)) {}
-
-  // States of `row`, which is the successor of the previous call's or any other row.
-  const std::vector<std::int32_t>& at(Index row) {
-    if (row != next_ || row == end_) {
-      enter(row);
-    } else {
-      push(row);
-    }
-    next_ = row + 1;
-    return states_;
+const std::vector<std::uint16_t>& TrellisStates::at(Index row) {
+  if (row != next_ || row == end_) {
+    enter(row);
+  } else {
+    push(row);
   }
+  next_ = row + 1;
+  return states_;
+}
 
- private:
-  void push(Index row) {
-    unpack_row(packed_ + row * row_bytes_, static_cast<Index>(codes_.size()), code_.code_bits,
-               codes_.data());
-    const std::int32_t mask = (1 << code_.state_bits) - 1;
-    const int bits = code_.code_bits;
-    for (std::size_t l = 0; l < states_.size(); ++l) {
-      states_[l] = ((states_[l] << bits) | codes_[l]) & mask;
-    }
+void TrellisStates::push(Index row) {
+  unpack_row(packed_ + row * row_bytes_, static_cast<Index>(codes_.size()), code_.code_bits,
+             codes_.data());
+  const unsigned mask = (1u << code_.state_bits) - 1;
+  const int bits = code_.code_bits;
+  for (std::size_t l = 0; l < states_.size(); ++l) {
+    states_[l] = static_cast<std::uint16_t>(((states_[l] << bits) | codes_[l]) & mask);
   }
+}
 
-  // Rebuilds the states from the rows before, circularly within the row's segment.
-  void enter(Index row) {
-    Index segment = row * segment_count(rows_) / rows_;
-    while (segment_begin(rows_, segment + 1) <= row) ++segment;
-    const Index begin = segment_begin(rows_, segment);
-    end_ = segment_begin(rows_, segment + 1);
-    const Index length = end_ - begin;
-    const Index depth = ceil_div(code_.state_bits, code_.code_bits);
-    std::fill(states_.begin(), states_.end(), 0);
-    for (Index back = depth - 1; back >= 0; --back) {
-      push(begin + (row - begin + length - back % length) % length);
-    }
+// Rebuilds the states from the rows before, circularly within the row's segment.
+void TrellisStates::enter(Index row) {
+  Index segment = row * segment_count(rows_) / rows_;
+  while (segment_begin(rows_, segment + 1) <= row) ++segment;
+  const Index begin = segment_begin(rows_, segment);
+  end_ = segment_begin(rows_, segment + 1);
+  const Index length = end_ - begin;
+  const Index depth = ceil_div(code_.state_bits, code_.code_bits);
+  std::fill(states_.begin(), states_.end(), std::uint16_t{0});
+  for (Index back = depth - 1; back >= 0; --back) {
+    push(begin + (row - begin + length - back % length) % length);
   }
-
-  const std::uint8_t* packed_;
-  Index rows_;
-  Index row_bytes_;
-  const Trellis& code_;
-  std::vector<std::uint16_t> codes_;
-  std::vector<std::int32_t> states_;
-  Index next_ = -1;  // row whose states follow from the present ones
-  Index end_ = -1;   // of the present segment
-};
-
-}  // namespace
+}
 
 void CpuBackend::decode_trellis_rows(const std::uint8_t* packed, const std::uint16_t* row_scale,
                                      Index rows, Index cols, const Trellis& code, Index first_row,
@@ -201,11 +183,11 @@ void CpuBackend::decode_trellis_rows(const std::uint8_t* packed, const std::uint
   const float *x = code.point_real.data(), *y = code.point_imag.data();
   parallel_for(
       ceil_div(row_count, kRowsPerItem), threads,
-      [&] { return StateRows(packed, rows, cols, code); },
-      [&](Index item, StateRows& walk) {
+      [&] { return TrellisStates(packed, rows, cols, code); },
+      [&](Index item, TrellisStates& walk) {
         const Index end = std::min(row_count, (item + 1) * kRowsPerItem);
         for (Index k = item * kRowsPerItem; k < end; ++k) {
-          const std::vector<std::int32_t>& states = walk.at(first_row + k);
+          const std::vector<std::uint16_t>& states = walk.at(first_row + k);
           const float scale = half_to_float(row_scale[first_row + k]);
           for (Index l = 0; l < cols; ++l) {
             real[k * cols + l] = scale * x[states[l]];

@@ -1,4 +1,4 @@
-// Viterbi search of one column's codes.
+// Viterbi search of one column's codes, and the states that codes stand for.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +40,28 @@ class ViterbiSearch {
   FloatBuffer cost_;
   FloatBuffer best_;                     // per group, the least cost of its predecessors
   std::vector<std::uint8_t> survivors_;  // (rows, groups): which predecessor that was
+};
+
+// Walks down the rows of a packed trellis matrix and keeps the states of all columns.
+class TrellisStates {
+ public:
+  TrellisStates(const std::uint8_t* packed, Index rows, Index cols, const Trellis& code);
+
+  // States of `row`, which is the successor of the previous call's or any other row.
+  const std::vector<std::uint16_t>& at(Index row);
+
+ private:
+  void push(Index row);
+  void enter(Index row);
+
+  const std::uint8_t* packed_;
+  Index rows_;
+  Index row_bytes_;
+  const Trellis& code_;
+  std::vector<std::uint16_t> codes_;
+  std::vector<std::uint16_t> states_;
+  Index next_ = -1;  // row whose states follow from the present ones
+  Index end_ = -1;   // of the present segment
 };
 
 }  // namespace llava_fa::cpu

@@ -1,0 +1,43 @@
+// Products of coded rows with one complex vector, y[k] = row_scale[k] · sum_l point(k, l) · x[l]:
+// one kernel per way in which codes become points.
+#pragma once
+
+#include <cstdint>
+
+#include "../half_float.hpp"
+#include "backend.hpp"
+#include "llava_fa/types.hpp"
+
+namespace llava_fa::cpu {
+
+// One complex vector of length matrix.cols, in planes.
+struct VectorView {
+  const float* real;
+  const float* imag;
+};
+
+struct VectorSpan {
+  float* real;
+  float* imag;
+};
+
+// Point products (point_product.cpp): every point is looked up and multiplied in float32. Any code.
+void multiply_points(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
+
+#if defined(__AVX2__)
+
+// Nibble products (nibble_product.cpp): codes of up to four bits. Products of all points with an
+// entry of x are tabulated in fixed point, for as many columns as share four bits, and looked up
+// in registers. Relative error about 1e-7, or 1e-4 at half precision.
+bool nibble_products_apply(const CodedMatrix& matrix);
+void multiply_nibbles(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
+                      VectorSpan y);
+
+// Ring products (ring_product.cpp): 16 rings of 16 phases. Products of all phases with an entry of
+// x are tabulated in fixed point, and multiplied by the radius. Relative error about 1e-4.
+bool ring_products_apply(const CodedMatrix& matrix);
+void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
+
+#endif
+
+}  // namespace llava_fa::cpu

@@ -1,0 +1,147 @@
+// Point products: every code's point is looked up and multiplied with x in float32, row by row.
+#include <optional>
+#include <vector>
+
+#include "../bit_packing.hpp"
+#include "coded_product.hpp"
+#include "parallel.hpp"
+#include "trellis.hpp"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace llava_fa::cpu {
+namespace {
+
+constexpr Index kRowsPerItem = 32;
+constexpr double kNanosecondsPerEntry = 0.6;
+
+struct Complex {
+  float real;
+  float imag;
+};
+
+#if defined(__AVX2__)
+
+constexpr Index kEntriesAtOnce = 4;
+
+// x with every part twice, so that it multiplies real and imaginary parts of points side by side:
+// (re, re, re, re, ...) and (im, im, im, im, ...).
+struct Operand {
+  explicit Operand(const CodedMatrix& matrix, VectorView x)
+      : real(2 * matrix.cols), imag(2 * matrix.cols), plain(x) {
+    for (Index l = 0; l < matrix.cols; ++l) {
+      real.data()[2 * l] = real.data()[2 * l + 1] = x.real[l];
+      imag.data()[2 * l] = imag.data()[2 * l + 1] = x.imag[l];
+    }
+  }
+
+  FloatBuffer real, imag;
+  VectorView plain;
+};
+
+// Four points, real and imaginary parts in turn.
+inline __m256 load_points(const float* pairs, const std::uint16_t* index) {
+  const auto pair = [&](int i) { return reinterpret_cast<const double*>(pairs + 2 * index[i]); };
+  const __m128d low = _mm_loadh_pd(_mm_load_sd(pair(0)), pair(1));
+  const __m128d high = _mm_loadh_pd(_mm_load_sd(pair(2)), pair(3));
+  return _mm256_castpd_ps(_mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1));
+}
+
+inline Complex multiply_row(const std::uint16_t* index, Index count, const float* pairs,
+                            const Operand& x) {
+  __m256 by_real = _mm256_setzero_ps(), by_imag = _mm256_setzero_ps();
+  Index l = 0;
+  for (; l + kEntriesAtOnce <= count; l += kEntriesAtOnce) {
+    const __m256 points = load_points(pairs, index + l);
+    by_real = _mm256_fmadd_ps(points, _mm256_loadu_ps(x.real.data() + 2 * l), by_real);
+    by_imag = _mm256_fmadd_ps(points, _mm256_loadu_ps(x.imag.data() + 2 * l), by_imag);
+  }
+  alignas(32) float r[8], i[8];
+  _mm256_store_ps(r, by_real);
+  _mm256_store_ps(i, by_imag);
+  Complex sum = {(r[0] - i[1]) + (r[2] - i[3]) + (r[4] - i[5]) + (r[6] - i[7]),
+                 (r[1] + i[0]) + (r[3] + i[2]) + (r[5] + i[4]) + (r[7] + i[6])};
+  for (; l < count; ++l) {
+    const float *point = pairs + 2 * index[l], re = x.plain.real[l], im = x.plain.imag[l];
+    sum.real += point[0] * re - point[1] * im;
+    sum.imag += point[0] * im + point[1] * re;
+  }
+  return sum;
+}
+
+#else
+
+struct Operand {
+  Operand(const CodedMatrix&, VectorView x) : plain(x) {}
+  VectorView plain;
+};
+
+inline Complex multiply_row(const std::uint16_t* index, Index count, const float* pairs,
+                            const Operand& x) {
+  constexpr Index kSums = 8;  // independent sums, for accuracy and for the compiler
+  Complex sums[kSums] = {};
+  for (Index l = 0; l < count; ++l) {
+    const float *point = pairs + 2 * index[l], re = x.plain.real[l], im = x.plain.imag[l];
+    sums[l % kSums].real += point[0] * re - point[1] * im;
+    sums[l % kSums].imag += point[0] * im + point[1] * re;
+  }
+  Complex total = {};
+  for (const Complex& sum : sums) {
+    total.real += sum.real;
+    total.imag += sum.imag;
+  }
+  return total;
+}
+
+#endif
+
+// Indexes of the points of a row: its codes, or the states of a trellis.
+class PointIndexes {
+ public:
+  explicit PointIndexes(const CodedMatrix& matrix)
+      : matrix_(matrix), row_bytes_(packed_row_bytes(matrix.cols, matrix.code_bits())) {
+    if (matrix.trellis != nullptr) {
+      states_.emplace(matrix.packed, matrix.rows, matrix.cols, *matrix.trellis);
+    } else {
+      codes_.resize(static_cast<std::size_t>(matrix.cols));
+    }
+  }
+
+  const std::uint16_t* of_row(Index row) {
+    if (states_) return states_->at(row).data();
+    unpack_row(matrix_.packed + row * row_bytes_, matrix_.cols, matrix_.code_bits(), codes_.data());
+    return codes_.data();
+  }
+
+ private:
+  const CodedMatrix& matrix_;
+  Index row_bytes_;
+  std::optional<TrellisStates> states_;
+  std::vector<std::uint16_t> codes_;
+};
+
+}  // namespace
+
+void multiply_points(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
+  const float* pairs =
+      (matrix.trellis != nullptr ? matrix.trellis->point_pairs : matrix.constellation->point_pairs)
+          .data();
+  const Operand operand(matrix, x);
+  const double entries = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
+  parallel_for(
+      ceil_div(matrix.rows, kRowsPerItem), step_threads(threads, kNanosecondsPerEntry * entries),
+      [&] { return PointIndexes(matrix); },
+      [&](Index item, PointIndexes& indexes) {
+        const Index end = std::min(matrix.rows, (item + 1) * kRowsPerItem);
+        for (Index k = item * kRowsPerItem; k < end; ++k) {
+          const Complex sum = multiply_row(indexes.of_row(k), matrix.cols, pairs, operand);
+          const float scale = half_to_float(matrix.row_scale[k]);
+          y.real[k] = scale * sum.real;
+          y.imag[k] = scale * sum.imag;
+        }
+      });
+}
+
+}  // namespace llava_fa::cpu
