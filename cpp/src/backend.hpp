@@ -127,10 +127,16 @@ class Backend {
                               std::span<double> row_energies) const = 0;
 
   // --- matmul (cpu/matmul.cpp)
-  // Complex rows (rows, n) to the real Fourier basis of the input axis: panel (2 rows, n), first
-  // all rows that give Re y, then all that give Im y (docs/method.md, "Run time").
+  // Complex rows (rows, n) to multipliers of the planes of a half spectrum (n/2 + 1): panel
+  // (2 rows, 2 (n/2 + 1)), first all rows that give Re y, then all that give Im y (docs/method.md,
+  // "Run time").
   virtual void fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
                          float* panel) const = 0;
+  // Rows [first_row, first_row + rows) of a coded matrix, decoded and folded into such a panel.
+  virtual void decode_folded_rows(const CodedMatrix& matrix, Index first_row, Index rows,
+                                  int threads, float* panel) const = 0;
+  // Up to how many vectors multiply_vector for each is faster than decoded panels for all.
+  virtual Index most_vectors(const CodedMatrix& matrix, Precision precision) const = 0;
   // y[k] = row_scale[k] · sum_l point(k, l) · x[l], complex, x (cols) and y (rows) in planes.
   virtual void multiply_vector(const CodedMatrix& matrix, const float* x_real, const float* x_imag,
                                Precision precision, int threads, float* y_real,

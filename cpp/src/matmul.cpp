@@ -12,9 +12,7 @@
 namespace llava_fa {
 namespace {
 
-constexpr Index kPanelRows = 256;  // complex rows decoded at a time
-// Up to here it is faster to look codes up for every activation anew than to decode them.
-constexpr Index kMostVectors = 8;
+constexpr Index kPanelRows = 512;  // complex rows decoded at a time
 
 // out (cols, rows) = transpose of in (rows, cols), rows times a multiplier of the output's row.
 void transpose_scaled(const MatrixView& in, const std::vector<float>& multiplier, float* out) {
@@ -28,24 +26,17 @@ void transpose_scaled(const MatrixView& in, const std::vector<float>& multiplier
   }
 }
 
-// Rows of the half spectrum of the activations as the orthonormal real basis (n, batch):
-// real parts of l = 0 .. n/2, then imaginary parts of l = 1 .. (n-1)/2.
-FloatBuffer real_basis(const ComplexMatrix& half, Index n) {
-  const Index batch = half.cols();
-  FloatBuffer basis(n * batch);
-  std::copy_n(half.real(), half.rows() * batch, basis.data());
-  std::copy_n(half.imag() + batch, (n - half.rows()) * batch, basis.data() + half.rows() * batch);
-  return basis;
-}
-
-// out (2 rows, batch) = rows of a complex (rows, n) matrix, folded, times the basis: real parts of
+// out (2 rows, batch) = rows of a complex (rows, n) matrix, folded, times the half spectrum of
+// the activations, its planes stacked: real parts of
 // the result first, then imaginary parts.
 FloatBuffer multiply_folded(const float* real, const float* imag, Index rows, Index n,
-                            const FloatBuffer& basis, Index batch) {
+                            const ComplexMatrix& half) {
   const Backend& backend = cpu_backend();
-  FloatBuffer panel(2 * rows * n), out(2 * rows * batch);
+  const Index width = 2 * half.rows(), batch = half.cols();
+  FloatBuffer panel(2 * rows * width), out(2 * rows * batch);
   backend.fold_rows(real, imag, rows, n, num_threads(), panel.data());
-  backend.multiply_panel(panel.data(), 2 * rows, n, basis.data(), batch, num_threads(), out.data());
+  backend.multiply_panel(panel.data(), 2 * rows, width, half.real(), batch, num_threads(),
+                         out.data());
   return out;
 }
 
@@ -84,13 +75,12 @@ ComplexMatrix full_spectrum(const ComplexMatrix& half, Index n, Index b) {
 }
 
 // One activation after another: nothing of the matrix is decoded to memory.
-void multiply_vectors(const PackedMatrix& matrix, const ComplexMatrix& half, Precision precision,
+void multiply_vectors(const CodedMatrix& coded, const ComplexMatrix& half, Precision precision,
                       ComplexMatrix& y) {
-  const CodedMatrix coded = coded_matrix(matrix);
   const Index batch = y.cols();
   FloatBuffer part(2 * y.rows());
   for (Index b = 0; b < batch; ++b) {
-    const ComplexMatrix x = full_spectrum(half, matrix.spec().cols, b);
+    const ComplexMatrix x = full_spectrum(half, coded.cols, b);
     float *real = part.data(), *imag = part.data() + y.rows();
     cpu_backend().multiply_vector(coded, x.real(), x.imag(), precision, num_threads(), real, imag);
     for (Index k = 0; k < y.rows(); ++k) {
@@ -101,26 +91,26 @@ void multiply_vectors(const PackedMatrix& matrix, const ComplexMatrix& half, Pre
 }
 
 // Many activations: panels of decoded rows, each multiplied with all of them.
-void multiply_panels(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexMatrix& y) {
-  const MatrixSpec& spec = matrix.spec();
-  const Index batch = y.cols();
-  FloatBuffer planes(2 * std::min(kPanelRows, y.rows()) * spec.cols);
-  for (Index first = 0; first < y.rows(); first += kPanelRows) {
-    const Index count = std::min(kPanelRows, y.rows() - first);
-    float* imag = planes.data() + count * spec.cols;
-    matrix.decode_rows(first, count, planes.data(), imag);
-    const FloatBuffer part = multiply_folded(planes.data(), imag, count, spec.cols, basis, batch);
-    std::copy_n(part.data(), count * batch, y.real() + first * batch);
-    std::copy_n(part.data() + count * batch, count * batch, y.imag() + first * batch);
+void multiply_panels(const CodedMatrix& coded, const ComplexMatrix& half, ComplexMatrix& y) {
+  const Index width = 2 * half.rows(), batch = y.cols();
+  FloatBuffer panel(2 * std::min(kPanelRows, coded.rows) * width);
+  for (Index first = 0; first < coded.rows; first += kPanelRows) {
+    const Index count = std::min(kPanelRows, coded.rows - first);
+    const Backend& backend = cpu_backend();
+    backend.decode_folded_rows(coded, first, count, num_threads(), panel.data());
+    backend.multiply_panel(panel.data(), count, width, half.real(), batch, num_threads(),
+                           y.real() + first * batch);
+    backend.multiply_panel(panel.data() + count * width, count, width, half.real(), batch,
+                           num_threads(), y.imag() + first * batch);
   }
 }
 
 // y += L1 (L2 x̃): the right factor in the real basis, the left one in complex arithmetic.
-void add_low_rank(const PackedMatrix& matrix, const FloatBuffer& basis, ComplexMatrix& y) {
+void add_low_rank(const PackedMatrix& matrix, const ComplexMatrix& half, ComplexMatrix& y) {
   const Index rank = matrix.spec().rank, batch = y.cols();
   const ComplexMatrix right = matrix.low_rank_right();
   const FloatBuffer part =
-      multiply_folded(right.real(), right.imag(), rank, matrix.spec().cols, basis, batch);
+      multiply_folded(right.real(), right.imag(), rank, matrix.spec().cols, half);
   ComplexMatrix minus_inner(rank, batch);
   for (Index i = 0; i < 2 * rank * batch; ++i) minus_inner.real()[i] = -part.data()[i];
   cpu_backend().subtract_low_rank(y, matrix.low_rank_left(), minus_inner, num_threads(), y);
@@ -141,14 +131,13 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
   const ComplexMatrix half = half_spectrum_over_rows({channels.data(), spec.cols, batch, batch});
 
   ComplexMatrix y(half_rows(spec.rows), batch);
-  const bool few = batch <= kMostVectors;
-  const FloatBuffer basis = few && spec.rank == 0 ? FloatBuffer() : real_basis(half, spec.cols);
-  if (few) {
-    multiply_vectors(matrix, half, precision, y);
+  const CodedMatrix coded = coded_matrix(matrix);
+  if (batch <= cpu_backend().most_vectors(coded, precision)) {
+    multiply_vectors(coded, half, precision, y);
   } else {
-    multiply_panels(matrix, basis, y);
+    multiply_panels(coded, half, y);
   }
-  if (spec.rank > 0) add_low_rank(matrix, basis, y);
+  if (spec.rank > 0) add_low_rank(matrix, half, y);
 
   FloatBuffer result(spec.rows * batch);
   inverse_half_spectrum_over_rows(y, spec.rows, result.data());

@@ -132,7 +132,7 @@ class FourierLinear(nn.Linear):
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
         tensors = [self._buffers[name] for name in self._stored_names]
-        product: Tensor = packed_ops.multiply(input, tensors, self._description)
+        product: Tensor = packed_ops.product(input, tensors, self._description)
         if self.bias is not None:
             product = product + self.bias
         return product.to(dtype)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .matrix import CompressedMatrix, Precision
@@ -41,6 +42,11 @@ def _spec(description: str) -> MatrixSpec:
     return MatrixSpec.from_dict(json.loads(description))
 
 
+@cache
+def _names(description: str) -> tuple[str, ...]:
+    return tuple(_spec(description).tensors())
+
+
 def prepared(tensors: Sequence[Tensor], description: str) -> CompressedMatrix:
     """Return the matrix of stored tensors on the CPU, without copying them.
 
@@ -49,20 +55,44 @@ def prepared(tensors: Sequence[Tensor], description: str) -> CompressedMatrix:
     FormatError
         The tensors do not hold a matrix, or another than described.
     """
-    spec = _spec(description)
-    names = tuple(spec.tensors())
+    names = _names(description)
     codes = tensors[names.index("codes")]
     if any(tensor.is_inference() for tensor in tensors):
         # Torch does not count their changes, so nothing may be remembered of them.
-        return unpack("layer", spec, dict(zip(names, tensors, strict=True)))
+        return unpack("layer", _spec(description), dict(zip(names, tensors, strict=True)))
     stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
     known: _Prepared | None = _prepared.get(codes)
     if known is None or known.stamp != stamp:
         held = [tensor.detach() for tensor in tensors]
         state = dict(zip(names, held, strict=True))
-        known = _Prepared(stamp, held, unpack("layer", spec, state, in_place=True))
+        known = _Prepared(stamp, held, unpack("layer", _spec(description), state, in_place=True))
         _prepared[codes] = known
     return known.matrix
+
+
+def product(x: Tensor, tensors: Sequence[Any], description: str) -> Tensor:
+    """Return ``x Wᵀ`` as :func:`multiply` does, at once where nobody watches.
+
+    Going through the operator takes torch longer than a small product takes. It is needed only for
+    gradients, and for what records or replaces operators: compilers, tracers, fake tensors, modes.
+    """
+    watched = (
+        type(x) is not Tensor
+        or x.device.type != "cpu"
+        or (x.requires_grad and torch.is_grad_enabled())
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or _get_current_dispatch_mode() is not None
+    )
+    if watched:
+        recorded: Tensor = multiply(x, tensors, description)
+        return recorded
+    return _multiply(x, tensors, description)
+
+
+def _multiply(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
+    precision: Precision = "half" if x.dtype.itemsize == 2 else "single"
+    return prepared(tensors, description).matmul(x, precision=precision)
 
 
 @torch.library.custom_op("llava_fa::multiply", mutates_args=())
@@ -71,8 +101,7 @@ def multiply(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
 
     Activations of 16 bits are multiplied at half precision.
     """
-    precision: Precision = "half" if x.dtype.itemsize == 2 else "single"
-    return prepared(tensors, description).matmul(x, precision=precision)
+    return _multiply(x, tensors, description)
 
 
 @torch.library.custom_op("llava_fa::multiply_transposed", mutates_args=())

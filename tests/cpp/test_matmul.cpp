@@ -56,7 +56,7 @@ TEST_CASE("the packed product equals the dense one to 1e-5") {
   };
   for (const auto [m, n, batch, rank] :
        {Case{1, 1, 1, 0}, Case{1, 9, 3, 1}, Case{9, 1, 2, 1}, Case{64, 48, 1, 0},
-        Case{37, 53, 5, 4}, Case{600, 32, 20, 3}, Case{32, 151, 4, 0}, Case{70, 151, 9, 2}}) {
+        Case{37, 53, 5, 4}, Case{600, 32, 20, 3}, Case{32, 151, 4, 0}, Case{70, 151, 9, 2}, Case{70, 64, 17, 1}}) {
     for (const bool signs : {true, false}) {
       CAPTURE(m);
       CAPTURE(n);

@@ -1,8 +1,8 @@
 // CPU side of the packed product: which kernel multiplies codes with one vector, and complex rows
 // to rows of the real Fourier basis for many.
 //
-// With the orthonormal real basis H = [Re half spectrum l = 0 .. n/2; Im half spectrum
-// l = 1 .. (n-1)/2] of the activations, columns l and n - l of a complex row combine to
+// With H_l, l = 0 .. n/2, the half spectrum of the activations, columns l and n - l of a complex
+// row combine to
 //   Re y += Re(a + b)/sqrt2 · Re H_l + Im(a - b)/sqrt2 · Im H_l
 //   Im y += Im(a + b)/sqrt2 · Re H_l - Re(a - b)/sqrt2 · Im H_l,   a = Ã[k, l], b = Ã[k, n - l],
 // and the self-conjugate columns l = 0 and l = n/2 enter once.
@@ -12,6 +12,7 @@
 #include "coded_product.hpp"
 #include "llava_fa/spectrum.hpp"
 #include "parallel.hpp"
+#include "points.hpp"
 #include "product_tables.hpp"
 
 namespace llava_fa::cpu {
@@ -19,12 +20,17 @@ namespace {
 
 constexpr Index kRowsPerItem = 8;
 constexpr double kNanosecondsPerEntry = 1.0;
+constexpr Index kDecodedRowsPerItem = 32;
+constexpr double kNanosecondsPerPoint = 1.5;
 constexpr float kHalfSqrt = 0.70710678118654752440f;
 
+// One row as multipliers of the real parts of H, then of its imaginary parts: one row for Re y and
+// one for Im y. Im H is zero where l is its own mirror, and so is its multiplier.
 void fold_row(const float* re, const float* im, Index n, float* real_row, float* imag_row) {
-  const Index pairs = (n - 1) / 2, imag_start = half_rows(n) - 1;
+  const Index pairs = (n - 1) / 2, imag_start = half_rows(n);
   real_row[0] = re[0];
   imag_row[0] = im[0];
+  real_row[imag_start] = imag_row[imag_start] = 0.0f;
   for (Index l = 1; l <= pairs; ++l) {
     real_row[l] = kHalfSqrt * (re[l] + re[n - l]);
     imag_row[l] = kHalfSqrt * (im[l] + im[n - l]);
@@ -34,7 +40,19 @@ void fold_row(const float* re, const float* im, Index n, float* real_row, float*
   if (n % 2 == 0) {
     real_row[n / 2] = re[n / 2];
     imag_row[n / 2] = im[n / 2];
+    real_row[imag_start + n / 2] = imag_row[imag_start + n / 2] = 0.0f;
   }
+}
+
+enum class Kernel { points, nibbles, rings };
+
+Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
+                  [[maybe_unused]] Precision precision) {
+#if defined(__AVX2__)
+  if (nibble_products_apply(matrix)) return Kernel::nibbles;
+  if (precision == Precision::half && ring_products_apply(matrix)) return Kernel::rings;
+#endif
+  return Kernel::points;
 }
 
 #if defined(__AVX2__)
@@ -54,13 +72,41 @@ bool fits_fixed_point(VectorView x, Index count) {
 
 void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
                            float* panel) const {
+  const Index width = 2 * half_rows(n);
   const int team = worthwhile_threads(threads, kNanosecondsPerEntry * rows * n);
   parallel_for(ceil_div(rows, kRowsPerItem), team, [&](Index item) {
     const Index end = std::min(rows, (item + 1) * kRowsPerItem);
     for (Index k = item * kRowsPerItem; k < end; ++k) {
-      fold_row(real + k * n, imag + k * n, n, panel + k * n, panel + (rows + k) * n);
+      fold_row(real + k * n, imag + k * n, n, panel + k * width, panel + (rows + k) * width);
     }
   });
+}
+
+void CpuBackend::decode_folded_rows(const CodedMatrix& matrix, Index first_row, Index rows,
+                                    int threads, float* panel) const {
+  const Index n = matrix.cols, width = 2 * half_rows(n);
+  const int team = step_threads(threads, kNanosecondsPerPoint * double(rows) * double(n));
+  struct RowDecoder {
+    PointIndexes indexes;
+    FloatBuffer planes;
+  };
+  parallel_for(
+      ceil_div(rows, kDecodedRowsPerItem), team,
+      [&] { return RowDecoder{PointIndexes(matrix), FloatBuffer(2 * n)}; },
+      [&](Index item, RowDecoder& decoder) {
+        float *re = decoder.planes.data(), *im = decoder.planes.data() + n;
+        const Index end = std::min(rows, (item + 1) * kDecodedRowsPerItem);
+        for (Index k = item * kDecodedRowsPerItem; k < end; ++k) {
+          const float scale = half_to_float(matrix.row_scale[first_row + k]);
+          decode_points(decoder.indexes.of_row(first_row + k), n, point_pairs(matrix), scale, re,
+                        im);
+          fold_row(re, im, n, panel + k * width, panel + (rows + k) * width);
+        }
+      });
+}
+
+Index CpuBackend::most_vectors(const CodedMatrix& matrix, Precision precision) const {
+  return kernel_for(matrix, precision) == Kernel::points ? 4 : 16;
 }
 
 void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
@@ -69,13 +115,10 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
   const VectorView x = {x_real, x_imag};
   const VectorSpan y = {y_real, y_imag};
 #if defined(__AVX2__)
-  if (fits_fixed_point(x, matrix.cols)) {
-    if (nibble_products_apply(matrix)) {
-      return multiply_nibbles(matrix, x, precision, threads, y);
-    }
-    if (precision == Precision::half && ring_products_apply(matrix)) {
-      return multiply_rings(matrix, x, threads, y);
-    }
+  const Kernel kernel = kernel_for(matrix, precision);
+  if (kernel != Kernel::points && fits_fixed_point(x, matrix.cols)) {
+    if (kernel == Kernel::rings) return multiply_rings(matrix, x, threads, y);
+    return multiply_nibbles(matrix, x, precision, threads, y);
   }
 #else
   static_cast<void>(precision);  // portable code knows one

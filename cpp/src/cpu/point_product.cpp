@@ -1,15 +1,7 @@
 // Point products: every code's point is looked up and multiplied with x in float32, row by row.
-#include <optional>
-#include <vector>
-
-#include "../bit_packing.hpp"
 #include "coded_product.hpp"
 #include "parallel.hpp"
-#include "trellis.hpp"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "points.hpp"
 
 namespace llava_fa::cpu {
 namespace {
@@ -23,8 +15,6 @@ struct Complex {
 };
 
 #if defined(__AVX2__)
-
-constexpr Index kEntriesAtOnce = 4;
 
 // x with every part twice, so that it multiplies real and imaginary parts of points side by side:
 // (re, re, re, re, ...) and (im, im, im, im, ...).
@@ -41,19 +31,11 @@ struct Operand {
   VectorView plain;
 };
 
-// Four points, real and imaginary parts in turn.
-inline __m256 load_points(const float* pairs, const std::uint16_t* index) {
-  const auto pair = [&](int i) { return reinterpret_cast<const double*>(pairs + 2 * index[i]); };
-  const __m128d low = _mm_loadh_pd(_mm_load_sd(pair(0)), pair(1));
-  const __m128d high = _mm_loadh_pd(_mm_load_sd(pair(2)), pair(3));
-  return _mm256_castpd_ps(_mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1));
-}
-
 inline Complex multiply_row(const std::uint16_t* index, Index count, const float* pairs,
                             const Operand& x) {
   __m256 by_real = _mm256_setzero_ps(), by_imag = _mm256_setzero_ps();
   Index l = 0;
-  for (; l + kEntriesAtOnce <= count; l += kEntriesAtOnce) {
+  for (; l + kPointsAtOnce <= count; l += kPointsAtOnce) {
     const __m256 points = load_points(pairs, index + l);
     by_real = _mm256_fmadd_ps(points, _mm256_loadu_ps(x.real.data() + 2 * l), by_real);
     by_imag = _mm256_fmadd_ps(points, _mm256_loadu_ps(x.imag.data() + 2 * l), by_imag);
@@ -96,31 +78,6 @@ inline Complex multiply_row(const std::uint16_t* index, Index count, const float
 }
 
 #endif
-
-// Indexes of the points of a row: its codes, or the states of a trellis.
-class PointIndexes {
- public:
-  explicit PointIndexes(const CodedMatrix& matrix)
-      : matrix_(matrix), row_bytes_(packed_row_bytes(matrix.cols, matrix.code_bits())) {
-    if (matrix.trellis != nullptr) {
-      states_.emplace(matrix.packed, matrix.rows, matrix.cols, *matrix.trellis);
-    } else {
-      codes_.resize(static_cast<std::size_t>(matrix.cols));
-    }
-  }
-
-  const std::uint16_t* of_row(Index row) {
-    if (states_) return states_->at(row).data();
-    unpack_row(matrix_.packed + row * row_bytes_, matrix_.cols, matrix_.code_bits(), codes_.data());
-    return codes_.data();
-  }
-
- private:
-  const CodedMatrix& matrix_;
-  Index row_bytes_;
-  std::optional<TrellisStates> states_;
-  std::vector<std::uint16_t> codes_;
-};
 
 }  // namespace
 

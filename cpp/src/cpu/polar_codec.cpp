@@ -15,6 +15,7 @@
 #include "../half_float.hpp"
 #include "backend.hpp"
 #include "parallel.hpp"
+#include "points.hpp"
 #include "polar_codec.hpp"
 
 namespace llava_fa::cpu {
@@ -187,10 +188,8 @@ void CpuBackend::decode_rows(const std::uint8_t* packed, const std::uint16_t* ro
         for (Index k = item * kRowsPerItem; k < end; ++k) {
           unpack_row(packed + k * row_bytes, cols, points.code_bits, codes.data());
           const float scale = half_to_float(row_scale[k]);
-          for (Index l = 0; l < cols; ++l) {
-            real[k * cols + l] = scale * points.point_real[codes[l]];
-            imag[k * cols + l] = scale * points.point_imag[codes[l]];
-          }
+          decode_points(codes.data(), cols, points.point_pairs.data(), scale, real + k * cols,
+                        imag + k * cols);
         }
       });
 }

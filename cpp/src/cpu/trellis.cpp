@@ -17,6 +17,7 @@
 #include "backend.hpp"
 #include "lanes.hpp"
 #include "parallel.hpp"
+#include "points.hpp"
 
 namespace llava_fa::cpu {
 namespace {
@@ -180,7 +181,6 @@ void TrellisStates::enter(Index row) {
 void CpuBackend::decode_trellis_rows(const std::uint8_t* packed, const std::uint16_t* row_scale,
                                      Index rows, Index cols, const Trellis& code, Index first_row,
                                      Index row_count, int threads, float* real, float* imag) const {
-  const float *x = code.point_real.data(), *y = code.point_imag.data();
   parallel_for(
       ceil_div(row_count, kRowsPerItem), threads,
       [&] { return TrellisStates(packed, rows, cols, code); },
@@ -189,10 +189,8 @@ void CpuBackend::decode_trellis_rows(const std::uint8_t* packed, const std::uint
         for (Index k = item * kRowsPerItem; k < end; ++k) {
           const std::vector<std::uint16_t>& states = walk.at(first_row + k);
           const float scale = half_to_float(row_scale[first_row + k]);
-          for (Index l = 0; l < cols; ++l) {
-            real[k * cols + l] = scale * x[states[l]];
-            imag[k * cols + l] = scale * y[states[l]];
-          }
+          decode_points(states.data(), cols, code.point_pairs.data(), scale, real + k * cols,
+                        imag + k * cols);
         }
       });
 }

@@ -1,0 +1,256 @@
+"""How fast are products with packed matrices, against dense ones and against the memory's speed?
+
+1. One token: layers of LLaVA-1.5-7B and Qwen2.5-VL-3B, `FourierLinear` against torch's dense layer
+   in float32 and bfloat16, and, with ``--peers-python``, bitsandbytes' NF4 layer. Codes are random:
+   speed does not depend on them. Layers change from call to call, so that none stays in a cache.
+2. 512 tokens of the same.
+3. A text model with random weights: tokens per second, time to the first token, resident memory.
+
+The limit of one token is the time to read the layer's stored bytes at the speed of reading memory,
+measured in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import support
+from llava_fa import CompressedMatrix
+from llava_fa.matrix_spec import MatrixSpec
+from llava_fa.nn import FourierLinear
+
+SHAPES = {
+    "LLaVA-1.5-7B": ((4096, 4096), (11008, 4096), (4096, 11008)),
+    "Qwen2.5-VL-3B": ((2048, 2048), (11008, 2048), (2048, 11008)),
+}
+CODES: tuple[tuple[str, float], ...] = (
+    ("ring", 2),
+    ("ring", 3),
+    ("ring", 4),
+    ("trellis", 2),
+    ("trellis", 4),
+)
+TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# More than any processor's cache, in bytes of packed layers that take turns.
+SPREAD_BYTES = 1.5e8
+PROMPT, NEW_TOKENS = 64, 16
+
+
+def packed_layer(shape: tuple[int, int], codec: str, bits: float, seed: int = 0) -> FourierLinear:
+    """Return a layer with random codes and row scales of one."""
+    state_bits = (14 if bits == 4 else 12) if codec == "trellis" else 0
+    spec = MatrixSpec(
+        shape,
+        codec,
+        code_bits=int(2 * bits),
+        rank=0,
+        factor_bits=8,
+        signs=True,
+        seed=0,
+        channel_scale_in=False,
+        channel_scale_out=False,
+        state_bits=state_bits,
+    )
+    sizes = {name: (dtype, size) for name, (dtype, size) in spec.tensors().items()}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        "header": torch.tensor(  # docs/format.md, "Header"
+            [1, *shape, spec.code_bits, {"ring": 2, "trellis": 3}[codec], 0, 8, 1, 0, state_bits]
+        ),
+        "matrix_scale": torch.tensor([shape[1] ** -0.5]),
+        "codes": torch.randint(0, 256, sizes["codes"][1], dtype=torch.uint8, generator=generator),
+        "row_scale": torch.ones(sizes["row_scale"][1], dtype=torch.float16),
+    }
+    return FourierLinear.from_matrix(CompressedMatrix.from_state_dict(tensors))
+
+
+def stored_bytes(layer: torch.nn.Module) -> int:
+    """Bytes of a layer's parameters and buffers."""
+    tensors = [*layer.parameters(), *layer.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def copies(make: Callable[[int], torch.nn.Module], quick: bool) -> list[torch.nn.Module]:
+    """As many layers as are needed to be sure that none is in a cache when its turn comes."""
+    first = make(0)
+    wanted = 1 if quick else min(12, 1 + int(SPREAD_BYTES / stored_bytes(first)))
+    return [first, *(make(seed) for seed in range(1, wanted))]
+
+
+def seconds_of(layers: Sequence[torch.nn.Module], x: torch.Tensor, repeats: int) -> float:
+    """Median seconds of one product, the layers taking turns."""
+    times = []
+    with torch.inference_mode():
+        for layer in layers[:2]:
+            layer(x)  # what is prepared once is not counted
+        for repeat in range(repeats):
+            start = time.perf_counter()
+            layers[repeat % len(layers)](x)
+            times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def read_bandwidth(size: int = 1 << 28) -> float:
+    """Bytes per second of summing a large array."""
+    data = torch.ones(size // 4)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        data.sum()
+        times.append(time.perf_counter() - start)
+    return size / min(times)
+
+
+def dense_layer(shape: tuple[int, int], dtype: torch.dtype, seed: int) -> torch.nn.Module:
+    """Return torch's layer with small random weights."""
+    layer = torch.nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
+    return layer
+
+
+def layer_rows(
+    shapes: Sequence[tuple[str, tuple[int, int]]],
+    tokens: int,
+    repeats: int,
+    quick: bool,
+    bandwidth: float,
+) -> list[dict[str, Any]]:
+    """Time every layer in every type."""
+    rows = []
+    for model, shape in shapes:
+        inputs = {name: torch.randn(tokens, shape[1]).to(t) for name, t in TYPES.items()}
+        row: dict[str, Any] = {"model": model, "layer": f"{shape[0]} x {shape[1]}"}
+        for name, dtype in TYPES.items():
+            layers = copies(partial(dense_layer, shape, dtype), quick)
+            row[f"dense {name} ms"] = 1e3 * seconds_of(layers, inputs[name], repeats)
+        for codec, bits in CODES:
+            packed = copies(partial(packed_layer, shape, codec, bits), quick)
+            limit = stored_bytes(packed[0]) / bandwidth
+            times = {name: seconds_of(packed, x, repeats) for name, x in inputs.items()}
+            rows.append(
+                row
+                | {"code": f"{codec} {bits:g}"}
+                | {f"{name} ms": 1e3 * value for name, value in times.items()}
+                | {
+                    f"times {name}": row[f"dense {name} ms"] / (1e3 * value)
+                    for name, value in times.items()
+                }
+                | {"of the limit": limit / times["bfloat16"] if tokens == 1 else None}
+            )
+    return rows
+
+
+def peer_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
+    """Time bitsandbytes' layer in its own environment."""
+    if python is None:
+        return []
+    shapes = [shape for group in SHAPES.values() for shape in group]
+    options = {"shapes": shapes[:1] if quick else shapes, "repeats": 3 if quick else 15}
+    finished = subprocess.run(
+        [str(python), "-m", "bench.peers.decode", json.dumps(options)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode != 0:
+        return [{"peer": "bitsandbytes NF4", "reason": finished.stderr.strip()[-200:]}]
+    rows: list[dict[str, Any]] = json.loads(finished.stdout.splitlines()[-1])
+    return rows
+
+
+def model_rows(quick: bool) -> list[dict[str, Any]]:
+    """Time generation of a text model with random weights, dense and packed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    if not quick:
+        size = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16}
+    config = LlamaConfig(num_hidden_layers=2 if quick else 8, vocab_size=4096, **size)
+    prompt = torch.randint(0, 4096, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    rows = []
+    for name, dtype in TYPES.items():
+        model = LlamaForCausalLM(config).to(dtype).eval()
+        rows.append({"model": f"dense {name}", **generation(model, prompt)})
+        for codec, bits in CODES:
+            for module in model.model.layers.modules():
+                for child_name, child in list(module.named_children()):
+                    if isinstance(child, torch.nn.Linear):
+                        shape = (child.out_features, child.in_features)
+                        setattr(module, child_name, packed_layer(shape, codec, bits))
+            rows.append({"model": f"{codec} {bits:g}, {name}", **generation(model, prompt)})
+    return rows
+
+
+def generation(model: Any, prompt: torch.Tensor) -> dict[str, float]:
+    """Time to the first token, and tokens per second after it."""
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    seconds = []
+    for count in (1, 1, 1 + NEW_TOKENS):  # the first call prepares
+        start = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(prompt, min_new_tokens=count, max_new_tokens=count, **options)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "weights MB": stored_bytes(model) / 1e6,
+        "first token s": seconds[1],
+        "tokens per s": NEW_TOKENS / (seconds[2] - seconds[1]),
+    }
+
+
+def targets(one: Sequence[dict[str, Any]], many: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Judge the layers of LLaVA-1.5-7B."""
+    rows = []
+    for row in one[: 2 * len(CODES)]:
+        bounds = {"ring 4": 2.5, "ring 2": 4.0}
+        if row["code"] in bounds:
+            what = f"one token, {row['layer']}, {row['code']}: times dense bfloat16"
+            rows.append(support.target(what, row["times bfloat16"], bounds[row["code"]], True))
+        if row["code"].startswith("trellis"):
+            bits = row["code"].split()[1]
+            ring = next(r for r in one if (r["layer"], r["code"]) == (row["layer"], f"ring {bits}"))
+            what = f"one token, {row['layer']}, {row['code']}: times as long as ring"
+            slower = row["bfloat16 ms"] / ring["bfloat16 ms"]
+            rows.append(support.target(what, slower, 2.0, False))
+    for row in many:
+        if row["code"] == "ring 4":
+            for name, bound in (("float32", 1.2), ("bfloat16", 1.5)):
+                what = f"512 tokens, {row['layer']}, {row['code']}, {name}: times as long as dense"
+                rows.append(support.target(what, 1 / row[f"times {name}"], bound, False))
+    return rows
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = support.parser(__doc__, "decode_speed")
+    parser.add_argument("--peers-python", type=Path, help="interpreter that has bitsandbytes")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    shapes = [(model, shape) for model, group in SHAPES.items() for shape in group]
+    if quick:
+        shapes = [("small", (256, 192)), ("small", (320, 256))]
+    bandwidth = read_bandwidth(1 << 22 if quick else 1 << 28)
+    one = layer_rows(shapes, 1, 3 if quick else 25, quick, bandwidth)
+    many = layer_rows(shapes[:1], 8 if quick else 512, 1 if quick else 3, quick, bandwidth)
+    peers = peer_rows(arguments.peers_python, quick)
+    judged = targets(one, many)
+    if quick:
+        for row in judged:
+            row["met"] = None  # a smoke run's sizes are not the target's
+    tables = {"One token": one, "512 tokens": many}
+    tables |= {"Peers, one token": peers} if peers else {}
+    tables |= {"A model": model_rows(quick), "Targets": judged}
+    figures = {"read_gbytes_per_second": bandwidth / 1e9}
+    support.publish("decode_speed", arguments.json, tables, figures)
+
+
+if __name__ == "__main__":
+    main()
