@@ -17,7 +17,45 @@ namespace llava_fa::cpu {
 inline constexpr Index kTileRows = 32;
 inline constexpr Index kTileBytes = 64;  // of every row: one cache line
 
-// bytes[b][r] is byte b of row r, and 0 beyond the matrix.
+// Codes of `code_bits` bits to the fields of 4 or 8 bits that hold one each, by moving the upper
+// half of ever smaller groups of codes to its place.
+class FieldWidening {
+ public:
+  FieldWidening(int code_bits, int field_bits) : word_bytes_(8 * code_bits / field_bits) {
+    for (int group = 32 / field_bits; group >= 1; group /= 2) {
+      const std::uint64_t codes = (std::uint64_t{1} << (group * code_bits)) - 1;
+      std::uint64_t kept = 0;
+      for (int place = 0; place < 64; place += 2 * group * field_bits) kept |= codes << place;
+      steps_[count_++] = {_mm256_set1_epi64x(static_cast<long long>(kept)),
+                          _mm256_set1_epi64x(static_cast<long long>(kept << (group * code_bits))),
+                          _mm_cvtsi32_si128(group * (field_bits - code_bits))};
+    }
+  }
+
+  // Bytes of codes that become eight bytes of fields.
+  Index word_bytes() const { return word_bytes_; }
+
+  __m256i widen(__m256i words) const {
+    for (int i = 0; i < count_; ++i) {
+      const __m256i moved =
+          _mm256_sll_epi64(_mm256_and_si256(words, steps_[i].moved), steps_[i].shift);
+      words = _mm256_or_si256(_mm256_and_si256(words, steps_[i].kept), moved);
+    }
+    return words;
+  }
+
+ private:
+  struct Step {
+    __m256i kept, moved;
+    __m128i shift;
+  };
+
+  Index word_bytes_;
+  int count_ = 0;
+  Step steps_[4] = {};
+};
+
+// bytes[b][r] is byte b of row r, and 0 for rows beyond the matrix.
 struct alignas(64) CodeTile {
   std::uint8_t bytes[kTileBytes][kTileRows];
 
@@ -26,56 +64,67 @@ struct alignas(64) CodeTile {
   }
 
   // Bytes [first_byte, first_byte + 64) of rows [first_row, first_row + 32) of (rows, row_bytes).
+  // Beyond the end of a row come bytes of the next, or zeros.
   void load(const std::uint8_t* packed, Index rows, Index row_bytes, Index first_row,
             Index first_byte) {
-    const std::uint8_t* corner = packed + first_row * row_bytes + first_byte;
-    const Index present_rows = std::min(kTileRows, rows - first_row);
-    const Index present_bytes = std::min(kTileBytes, row_bytes - first_byte);
     // Copied first: rows a power of two apart share few places in the first cache.
-    alignas(64) std::uint8_t lines[kTileRows][kTileBytes];
-    if (present_rows == kTileRows && present_bytes == kTileBytes) {
-      for (Index r = 0; r < kTileRows; ++r) {
-        std::memcpy(lines[r], corner + r * row_bytes, kTileBytes);
-        _mm_prefetch(reinterpret_cast<const char*>(corner + r * row_bytes + kPrefetch),
-                     _MM_HINT_T1);
-      }
-    } else {
-      std::memset(lines, 0, sizeof(lines));
-      for (Index r = 0; r < present_rows; ++r) {
-        std::memcpy(lines[r], corner + r * row_bytes, static_cast<std::size_t>(present_bytes));
-      }
-    }
+    Lines lines;
+    for_rows(packed, rows, row_bytes, first_row, first_byte, lines,
+             [](const std::uint8_t* source, std::uint8_t* line) {
+               std::memcpy(line, source, kTileBytes);
+             });
     transpose(lines);
   }
 
-  // The same for rows of 3-bit codes, each widened to four bits: 48 bytes become 64.
-  void load_three_bit(const std::uint8_t* packed, Index rows, Index row_bytes, Index first_row,
-                      Index first_byte) {
-    constexpr Index kSource = kTileBytes * 3 / 4;
-    alignas(64) std::uint8_t lines[kTileRows][kTileBytes] = {};
-    const Index present_bytes = std::min(kSource, row_bytes - first_byte);
-    for (Index r = 0; r < std::min(kTileRows, rows - first_row); ++r) {
-      std::uint8_t stream[kSource + 2] = {};  // words of eight bytes are read every six
-      std::memcpy(stream, packed + (first_row + r) * row_bytes + first_byte,
-                  static_cast<std::size_t>(present_bytes));
-      for (Index word = 0; word < 8; ++word) {
-        std::uint64_t codes;
-        std::memcpy(&codes, stream + 6 * word, sizeof(codes));
-        codes = _pdep_u64(codes, 0x7777777777777777);
-        std::memcpy(lines[r] + 8 * word, &codes, sizeof(codes));
-      }
-    }
+  // The same for codes that are widened to fields: 64 bytes of fields from fewer bytes of the rows.
+  void load_widened(const std::uint8_t* packed, Index rows, Index row_bytes, Index first_row,
+                    Index first_byte, const FieldWidening& widening) {
+    Lines lines;
+    for_rows(packed, rows, row_bytes, first_row, first_byte, lines,
+             [&](const std::uint8_t* source, std::uint8_t* line) {
+               for (Index word = 0; word < 8; ++word) {
+                 std::memcpy(line + 8 * word, source + widening.word_bytes() * word, 8);
+               }
+               for (Index half = 0; half < kTileBytes; half += 32) {
+                 auto* words = reinterpret_cast<__m256i*>(line + half);
+                 _mm256_store_si256(words, widening.widen(_mm256_load_si256(words)));
+               }
+             });
     transpose(lines);
   }
 
  private:
+  struct alignas(64) Lines {
+    std::uint8_t bytes[kTileRows][kTileBytes];
+  };
+
+  // read(source, line) for every row; it may read 64 bytes.
+  template <typename Read>
+  static void for_rows(const std::uint8_t* packed, Index rows, Index row_bytes, Index first_row,
+                       Index first_byte, Lines& lines, Read read) {
+    const Index present = std::min(kTileRows, rows - first_row);
+    if (present < kTileRows) std::memset(lines.bytes, 0, sizeof(lines.bytes));
+    for (Index r = 0; r < present; ++r) {
+      const Index offset = (first_row + r) * row_bytes + first_byte;
+      const Index left = rows * row_bytes - offset;
+      if (left >= kTileBytes) {
+        read(packed + offset, lines.bytes[r]);
+        _mm_prefetch(reinterpret_cast<const char*>(packed + offset + kPrefetch), _MM_HINT_T1);
+      } else {
+        std::uint8_t last[kTileBytes] = {};
+        std::memcpy(last, packed + offset, static_cast<std::size_t>(left));
+        read(last, lines.bytes[r]);
+      }
+    }
+  }
+
   static constexpr Index kPrefetch = 4 * kTileBytes;  // how far ahead rows are asked for
 
   // Four times 16 columns; each register has 16 bytes of row i and of row i + 16.
-  void transpose(const std::uint8_t (&lines)[kTileRows][kTileBytes]) {
+  void transpose(const Lines& lines) {
     for (Index part = 0; part < kTileBytes; part += 16) {
       const auto load = [&](Index row) {
-        return _mm_load_si128(reinterpret_cast<const __m128i*>(lines[row] + part));
+        return _mm_load_si128(reinterpret_cast<const __m128i*>(lines.bytes[row] + part));
       };
       __m256i in[16], out[16];
       for (int i = 0; i < 16; ++i) {

@@ -26,12 +26,12 @@ void multiply_points(const CodedMatrix& matrix, VectorView x, int threads, Vecto
 
 #if defined(__AVX2__)
 
-// Nibble products (nibble_product.cpp): codes of up to four bits. Products of all points with an
-// entry of x are tabulated in fixed point, for as many columns as share four bits, and looked up
-// in registers. Relative error about 1e-7, or 1e-4 at half precision.
-bool nibble_products_apply(const CodedMatrix& matrix);
-void multiply_nibbles(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
-                      VectorSpan y);
+// Table products (table_product.cpp): codes of up to six bits. Products of all points with an entry
+// of x are tabulated in fixed point and looked up in registers. Relative error about 1e-7, or 1e-4
+// at half precision.
+bool table_products_apply(const CodedMatrix& matrix);
+void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
+                        VectorSpan y);
 
 // Ring products (ring_product.cpp): 16 rings of 16 phases. Products of all phases with an entry of
 // x are tabulated in fixed point, and multiplied by the radius. Relative error about 1e-4.

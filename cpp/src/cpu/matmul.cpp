@@ -44,12 +44,12 @@ void fold_row(const float* re, const float* im, Index n, float* real_row, float*
   }
 }
 
-enum class Kernel { points, nibbles, rings };
+enum class Kernel { points, tables, rings };
 
 Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
                   [[maybe_unused]] Precision precision) {
 #if defined(__AVX2__)
-  if (nibble_products_apply(matrix)) return Kernel::nibbles;
+  if (table_products_apply(matrix)) return Kernel::tables;
   if (precision == Precision::half && ring_products_apply(matrix)) return Kernel::rings;
 #endif
   return Kernel::points;
@@ -118,7 +118,7 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
   const Kernel kernel = kernel_for(matrix, precision);
   if (kernel != Kernel::points && fits_fixed_point(x, matrix.cols)) {
     if (kernel == Kernel::rings) return multiply_rings(matrix, x, threads, y);
-    return multiply_nibbles(matrix, x, precision, threads, y);
+    return multiply_by_tables(matrix, x, precision, threads, y);
   }
 #else
   static_cast<void>(precision);  // portable code knows one

@@ -13,6 +13,7 @@
 
 #include "code_tile.hpp"
 #include "coded_product.hpp"
+#include "parallel.hpp"
 
 namespace llava_fa::cpu {
 
@@ -86,6 +87,19 @@ class FixedPointTables {
 // One table in both halves of a register.
 inline __m256i load_table(const std::uint8_t* table) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+// Tables of a tile serve so many panels of rows while they are near.
+inline constexpr Index kPanelsPerItem = 4;
+
+// body(first_row, panels) for groups of up to kPanelsPerItem panels of 32 rows.
+template <typename Body>
+void for_panels(Index rows, int threads, Body body) {
+  const Index panels = ceil_div(rows, kTileRows);
+  parallel_for(ceil_div(panels, kPanelsPerItem), threads, [&](Index item) {
+    const Index first = item * kPanelsPerItem;
+    body(first * kTileRows, std::min(kPanelsPerItem, panels - first));
+  });
 }
 
 // Real and imaginary sums of the 32 rows of a panel, as unpacking leaves them: rows {0-3, 16-19},

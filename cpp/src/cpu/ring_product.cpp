@@ -58,22 +58,20 @@ class RingProduct {
     });
   }
 
-  // y of the rows [first_row, first_row + 32).
-  void multiply_panel(Index first_row, VectorSpan y) const {
-    PanelSums sums = {};
+  // y of the rows [first_row, first_row + 32 panels).
+  void multiply_panels(Index first_row, Index panels, VectorSpan y) const {
+    PanelSums sums[kPanelsPerItem] = {};
     CodeTile tile;
-    BlockIndex index;
     for (Index t = 0; t < tiles_; ++t) {
-      tile.load(matrix_.packed, matrix_.rows, matrix_.cols, first_row, t * kTileBytes);
-      for (Index b = 0; b < kTileBytes; b += kBlock) {
-        read_codes(tile, b, index);
-        const Index column = t * kTileBytes + b;
-        const __m256 step = _mm256_set1_ps(tables_.step(column / kBlock));
-        add_block(index, column, 0, step, sums[0]);
-        add_block(index, column, 1, step, sums[1]);
+      for (Index panel = 0; panel < panels; ++panel) {
+        tile.load(matrix_.packed, matrix_.rows, matrix_.cols, first_row + panel * kTileRows,
+                  t * kTileBytes);
+        add_tile(tile, t, sums[panel]);
       }
     }
-    store_panel(sums, unit_, matrix_, first_row, y);
+    for (Index panel = 0; panel < panels; ++panel) {
+      store_panel(sums[panel], unit_, matrix_, first_row + panel * kTileRows, y);
+    }
   }
 
  private:
@@ -102,6 +100,17 @@ class RingProduct {
         table.imag[u] = turns_.real[u] * im + turns_.imag[u] * re;
       }
     });
+  }
+
+  void add_tile(const CodeTile& tile, Index t, PanelSums& sums) const {
+    BlockIndex index;
+    for (Index b = 0; b < kTileBytes; b += kBlock) {
+      read_codes(tile, b, index);
+      const Index column = t * kTileBytes + b;
+      const __m256 step = _mm256_set1_ps(tables_.step(column / kBlock));
+      add_block(index, column, 0, step, sums[0]);
+      add_block(index, column, 1, step, sums[1]);
+    }
   }
 
   void read_codes(const CodeTile& tile, Index first, BlockIndex& index) const {
@@ -181,8 +190,8 @@ void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, Vector
   const double codes = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
   const int team = step_threads(threads, kNanosecondsPerByte * codes);
   const RingProduct product(matrix, x, team);
-  parallel_for(ceil_div(matrix.rows, kTileRows), team,
-               [&](Index panel) { product.multiply_panel(panel * kTileRows, y); });
+  for_panels(matrix.rows, team,
+             [&](Index first_row, Index panels) { product.multiply_panels(first_row, panels, y); });
 }
 
 }  // namespace llava_fa::cpu
