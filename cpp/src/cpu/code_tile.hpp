@@ -10,50 +10,12 @@
 #include <cstdint>
 #include <cstring>
 
-#include "llava_fa/types.hpp"
+#include "row_unpacker.hpp"
 
 namespace llava_fa::cpu {
 
 inline constexpr Index kTileRows = 32;
 inline constexpr Index kTileBytes = 64;  // of every row: one cache line
-
-// Codes of `code_bits` bits to the fields of 4 or 8 bits that hold one each, by moving the upper
-// half of ever smaller groups of codes to its place.
-class FieldWidening {
- public:
-  FieldWidening(int code_bits, int field_bits) : word_bytes_(8 * code_bits / field_bits) {
-    for (int group = 32 / field_bits; group >= 1; group /= 2) {
-      const std::uint64_t codes = (std::uint64_t{1} << (group * code_bits)) - 1;
-      std::uint64_t kept = 0;
-      for (int place = 0; place < 64; place += 2 * group * field_bits) kept |= codes << place;
-      steps_[count_++] = {_mm256_set1_epi64x(static_cast<long long>(kept)),
-                          _mm256_set1_epi64x(static_cast<long long>(kept << (group * code_bits))),
-                          _mm_cvtsi32_si128(group * (field_bits - code_bits))};
-    }
-  }
-
-  // Bytes of codes that become eight bytes of fields.
-  Index word_bytes() const { return word_bytes_; }
-
-  __m256i widen(__m256i words) const {
-    for (int i = 0; i < count_; ++i) {
-      const __m256i moved =
-          _mm256_sll_epi64(_mm256_and_si256(words, steps_[i].moved), steps_[i].shift);
-      words = _mm256_or_si256(_mm256_and_si256(words, steps_[i].kept), moved);
-    }
-    return words;
-  }
-
- private:
-  struct Step {
-    __m256i kept, moved;
-    __m128i shift;
-  };
-
-  Index word_bytes_;
-  int count_ = 0;
-  Step steps_[4] = {};
-};
 
 // bytes[b][r] is byte b of row r, and 0 for rows beyond the matrix.
 struct alignas(64) CodeTile {

@@ -9,8 +9,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../bit_packing.hpp"
 #include "backend.hpp"
+#include "row_unpacker.hpp"
 #include "trellis.hpp"
 
 namespace llava_fa::cpu {
@@ -25,7 +25,7 @@ inline const float* point_pairs(const CodedMatrix& matrix) {
 class PointIndexes {
  public:
   explicit PointIndexes(const CodedMatrix& matrix)
-      : matrix_(matrix), row_bytes_(packed_row_bytes(matrix.cols, matrix.code_bits())) {
+      : matrix_(matrix), unpacker_(matrix.cols, matrix.code_bits()) {
     if (matrix.trellis != nullptr) {
       states_.emplace(matrix.packed, matrix.rows, matrix.cols, *matrix.trellis);
     } else {
@@ -35,13 +35,13 @@ class PointIndexes {
 
   const std::uint16_t* of_row(Index row) {
     if (states_) return states_->at(row).data();
-    unpack_row(matrix_.packed + row * row_bytes_, matrix_.cols, matrix_.code_bits(), codes_.data());
+    unpacker_.unpack(matrix_.packed + row * unpacker_.row_bytes(), codes_.data());
     return codes_.data();
   }
 
  private:
   const CodedMatrix& matrix_;
-  Index row_bytes_;
+  RowUnpacker unpacker_;
   std::optional<TrellisStates> states_;
   std::vector<std::uint16_t> codes_;
 };

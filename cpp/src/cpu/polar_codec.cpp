@@ -178,7 +178,7 @@ void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
 void CpuBackend::decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
                              const Constellation& points, Index row_count, int threads, float* real,
                              float* imag) const {
-  const Index row_bytes = packed_row_bytes(cols, points.code_bits);
+  const RowUnpacker unpacker(cols, points.code_bits);
   parallel_for(
       ceil_div(row_count, kRowsPerItem),
       worthwhile_threads(threads, kDecodeNanoseconds * row_count * cols),
@@ -186,7 +186,7 @@ void CpuBackend::decode_rows(const std::uint8_t* packed, const std::uint16_t* ro
       [&](Index item, std::vector<std::uint16_t>& codes) {
         const Index end = std::min(row_count, (item + 1) * kRowsPerItem);
         for (Index k = item * kRowsPerItem; k < end; ++k) {
-          unpack_row(packed + k * row_bytes, cols, points.code_bits, codes.data());
+          unpacker.unpack(packed + k * unpacker.row_bytes(), codes.data());
           const float scale = half_to_float(row_scale[k]);
           decode_points(codes.data(), cols, points.point_pairs.data(), scale, real + k * cols,
                         imag + k * cols);

@@ -139,7 +139,7 @@ TrellisStates::TrellisStates(const std::uint8_t* packed, Index rows, Index cols,
                              const Trellis& code)
     : packed_(packed),
       rows_(rows),
-      row_bytes_(packed_row_bytes(cols, code.code_bits)),
+      unpacker_(cols, code.code_bits),
       code_(code),
       codes_(static_cast<std::size_t>(cols)),
       states_(static_cast<std::size_t>(cols)) {}
@@ -155,12 +155,13 @@ const std::vector<std::uint16_t>& TrellisStates::at(Index row) {
 }
 
 void TrellisStates::push(Index row) {
-  unpack_row(packed_ + row * row_bytes_, static_cast<Index>(codes_.size()), code_.code_bits,
-             codes_.data());
-  const unsigned mask = (1u << code_.state_bits) - 1;
+  unpacker_.unpack(packed_ + row * unpacker_.row_bytes(), codes_.data());
+  const auto mask = static_cast<std::uint16_t>((1u << code_.state_bits) - 1);
   const int bits = code_.code_bits;
+  const std::uint16_t* codes = codes_.data();
+  std::uint16_t* states = states_.data();
   for (std::size_t l = 0; l < states_.size(); ++l) {
-    states_[l] = static_cast<std::uint16_t>(((states_[l] << bits) | codes_[l]) & mask);
+    states[l] = static_cast<std::uint16_t>(((states[l] << bits) | codes[l]) & mask);
   }
 }
 

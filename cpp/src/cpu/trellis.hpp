@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "llava_fa/trellis.hpp"
+#include "row_unpacker.hpp"
 
 namespace llava_fa::cpu {
 
@@ -56,7 +57,7 @@ class TrellisStates {
 
   const std::uint8_t* packed_;
   Index rows_;
-  Index row_bytes_;
+  RowUnpacker unpacker_;
   const Trellis& code_;
   std::vector<std::uint16_t> codes_;
   std::vector<std::uint16_t> states_;
