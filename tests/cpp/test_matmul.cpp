@@ -56,7 +56,8 @@ TEST_CASE("the packed product equals the dense one to 1e-5") {
   };
   for (const auto [m, n, batch, rank] :
        {Case{1, 1, 1, 0}, Case{1, 9, 3, 1}, Case{9, 1, 2, 1}, Case{64, 48, 1, 0},
-        Case{37, 53, 5, 4}, Case{600, 32, 20, 3}, Case{32, 151, 4, 0}, Case{70, 151, 9, 2}, Case{70, 64, 17, 1}}) {
+        Case{37, 53, 5, 4}, Case{600, 32, 20, 3}, Case{32, 151, 4, 0}, Case{70, 151, 9, 2},
+        Case{70, 64, 17, 1}}) {
     for (const bool signs : {true, false}) {
       CAPTURE(m);
       CAPTURE(n);
@@ -107,6 +108,28 @@ TEST_CASE("products do not depend on the size of the activations or on the numbe
       matmul(packed, x.view(), three.data(), precision);
       set_num_threads(0);
       CHECK(one == three);
+    }
+  }
+}
+
+TEST_CASE("activations whose spectrum is a single entry reach the ends of tables, not beyond") {
+  for (int code_bits = kMinCodeBits; code_bits <= 8; ++code_bits) {
+    CompressionOptions options;
+    options.joint.code_bits = code_bits;
+    options.signs = false;
+    // Rows with a mean: the entries that this input meets are their rows' largest.
+    reference::Dense weight = reference::gaussian(300, 12, 64);
+    const reference::Dense means = reference::gaussian(300, 1, 65, /*scale=*/4.0f);
+    for (Index i = 0; i < 300; ++i) {
+      for (Index j = 0; j < 12; ++j) weight.values[i * 12 + j] += means.at(i, 0);
+    }
+    const PackedMatrix packed = compress_matrix(weight.view(), options).matrix;
+    for (int i = 1; i <= 100; ++i) {
+      reference::Dense x{1, 12, std::vector<float>(12, 0.37f * static_cast<float>(i))};
+      CAPTURE(code_bits);
+      CAPTURE(i);
+      CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
+      CHECK(relative_error(packed, x, Precision::half) <= 3e-4);
     }
   }
 }

@@ -93,6 +93,8 @@ class TableProduct {
   using Tables = FixedPointTables<kBytes, kTileFields * kTables>;
   static constexpr Index kFieldBytes = kTables * Tables::kGroupBytes;
   static constexpr std::int32_t kBias = 1 << (8 * kBytes - 1);
+  // Rounding in float32 may carry a value a little beyond this, but not beyond its bytes.
+  static constexpr std::int32_t kLargest = kBias - 1 - (kBias >> 16);
 
   TableProduct(const CodedMatrix& matrix, VectorView x, int threads)
       : matrix_(matrix),
@@ -148,7 +150,7 @@ class TableProduct {
       }
       bound = std::max(bound, magnitude * largest_point_);
     }
-    tables_.fill(tile, bound, kBias - 1, kBias, [&](Index group, ProductTable& table) {
+    tables_.fill(tile, bound, kLargest, kBias, [&](Index group, ProductTable& table) {
       const Index first_column = group / kTables * layout_.columns;
       __m256 real[2] = {}, imag[2] = {};
       for (Index j = 0; j < layout_.columns; ++j) {
