@@ -67,7 +67,7 @@ lint: $(VENV)/.test-tools
 	cp $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")/llava_fa/_core.pyi \
 	  python/llava_fa/
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.hpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.cpp' '*.hpp')
 
 wheel:
 	$(PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .
