@@ -81,7 +81,8 @@ def compare_rules(
     choices = {
         "matrix": (knowing, equal),
         "weight errors": (Allocator(trial, (0,), blind=True), equal),
-        "output errors": (Allocator(trial, (0,), of_outputs=True), equal),
+        "fed-back distortion": (Allocator(trial, (0,), counted="fed back"), equal),
+        "output errors": (Allocator(trial, (0,), counted="outputs"), equal),
         "size": (knowing, size),
         "measured": (knowing, measured),
     }

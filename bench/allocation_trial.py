@@ -123,11 +123,18 @@ class Trial:
         return found[0] is not None, found[1] is not None
 
 
+def _unit(profile: MatrixProfile, config: CompressionConfig, counted: str) -> float:
+    if counted == "outputs" or not profile.of_output:
+        return 1.0
+    return profile.noise_gain if counted == "fed back" else profile.unit(config)
+
+
 class Allocator:
     """Allocates a budget over the judge's matrices under given sensitivity weights.
 
-    ``blind`` to the moments, it counts errors of weights; and ``of_outputs``, errors relative to
-    all of an output.
+    ``blind`` to the moments, it counts errors of weights. Otherwise ``counted`` says what: the
+    "default"; "fed back", the distortion that codes have under feedback; "outputs", errors relative
+    to all of an output.
     """
 
     def __init__(
@@ -136,7 +143,7 @@ class Allocator:
         ranks: Sequence[int],
         *,
         blind: bool = False,
-        of_outputs: bool = False,
+        counted: str = "default",
     ) -> None:
         self._trial = trial
         self.profiles = {
@@ -144,7 +151,7 @@ class Allocator:
         }
         self._errors = {
             name: {
-                config: profile.relative_error(config) / (1.0 if of_outputs else profile.unit)
+                config: profile.relative_error(config) / _unit(profile, config, counted)
                 for size in trial.sizes()
                 for config in (size.replace(rank=rank) for rank in profile.tail)
             }

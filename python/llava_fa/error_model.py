@@ -72,14 +72,16 @@ class MatrixProfile:
     of_output: bool = False
     fed_back: bool = False
 
-    @property
-    def unit(self) -> float:
+    def unit(self, config: CompressionConfig) -> float:
         """What of :meth:`relative_error` counts as one for a model.
 
-        Of an output the part that its own inputs predict from each other counts for nothing: codes
-        of distortion D lose the share D of the rest, whatever feedback gains (docs/method.md).
+        Of an output the part that its own inputs predict from each other counts for nothing, and of
+        the rest the share D, that of codes without feedback, whatever feedback gains and costs
+        (docs/method.md).
         """
-        return self.noise_gain if self.of_output and self.noise_gain > 0 else 1.0
+        if not self.of_output or self.noise_gain <= 0:
+            return 1.0
+        return self.noise_gain * distortion_of(config, self.fed_back) / code_distortion(config)
 
     def relative_error(self, config: CompressionConfig) -> float:
         """Predict the relative squared error of the weight, or of the layer's output."""

@@ -190,7 +190,10 @@ def plan_target(
     names = {tensor: plan.matrices[tensor][0] for tensor in profiles}
     shapes = {names[tensor]: profile.shape for tensor, profile in profiles.items()}
     rule = probe.weights() if probe else rule_weights(target.sensitivity, shapes)
-    weights = {names[tensor]: rule[names[tensor]] / p.unit for tensor, p in profiles.items()}
+
+    def weight(tensor: str, settings: CompressionConfig) -> float:
+        return rule[names[tensor]] / profiles[tensor].unit(settings)
+
     ledger = _Ledger(checkpoint, plan, profiles, target, max_shard_bytes)
     candidates = {
         tensor: {
@@ -198,7 +201,7 @@ def plan_target(
                 settings.bits,
                 settings.rank,
                 ledger.cost(_planned(names[tensor], profile, settings)),
-                weights[names[tensor]] * profile.relative_error(settings),
+                weight(tensor, settings) * profile.relative_error(settings),
             ): settings
             for settings in options[tensor]
             if settings.rank in profile.tail
@@ -216,7 +219,7 @@ def plan_target(
             names[tensor],
             profiles[tensor],
             candidates[tensor][candidate],
-            weights[names[tensor]],
+            weight(tensor, candidates[tensor][candidate]),
             fixed="bits" in recipe.overrides_of(names[tensor]),
         )
         for tensor, candidate in chosen.items()

@@ -3,7 +3,7 @@
 Noise that a matrix adds to its layer's output adds to the model's loss in proportion to its energy,
 so the loss is close to ``Σ_i c_i · relative error_i`` (the linearity theorem of HIGGS, arXiv
 2411.17525). With second moments the error is that of the output, in units of what the layer's
-inputs do not predict from each other (:attr:`llava_fa.error_model.MatrixProfile.unit`). The rules
+inputs do not predict from each other (:meth:`llava_fa.error_model.MatrixProfile.unit`). The rules
 differ in c:
 
 - ``"matrix"``: the same c for every matrix. Needs no data. Small matrices get more bits, because
@@ -23,10 +23,9 @@ from typing import Any
 import torch
 
 from .config import CompressionConfig
-from .error_model import distortion_of
+from .error_model import code_distortion
 from .errors import CheckpointError, NonFiniteError
 from .matrix import compress_matrix
-from .output_error import uses_feedback
 
 SENSITIVITIES = ("matrix", "size", "measured")
 DEFAULT_SENSITIVITY = "matrix"
@@ -93,10 +92,9 @@ class SensitivityProbe:
             raise NonFiniteError(
                 f"layer {name}: coded alone it makes the model's logits not finite"
             )
-        if second_moment is None:
-            error = matrix.relative_error(dense)
-        else:  # of what the inputs do not predict from each other, see MatrixProfile.unit
-            error = distortion_of(probe, uses_feedback(probe, second_moment))
+        # With data, of what the inputs do not predict from each other: see MatrixProfile.unit.
+        calibrated = second_moment is not None
+        error = code_distortion(probe) if calibrated else matrix.relative_error(dense)
         self._logarithms[name] = math.log(max(divergence, _SMALLEST) / max(error, _SMALLEST))
 
     def weights(self) -> dict[str, float]:

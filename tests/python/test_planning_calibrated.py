@@ -115,14 +115,14 @@ class TestOutputError:
         with pytest.raises((ValueError, RuntimeError)):
             output_noise_gain(weight_of(8, 12), CompressionConfig(odc="none"), torch.eye(10))
 
-    def test_what_feedback_gains_does_not_count(self) -> None:
+    def test_what_feedback_gains_and_costs_does_not_count(self) -> None:
         config = CompressionConfig(bits=2, odc="none")
         counted = []
         for moment in (torch.eye(96), correlated_moment(96)):
             profile = profile_matrix(weight_of(64, 96), config, (0,), True, moment)
-            counted.append(profile.relative_error(config) / profile.unit)
+            counted.append(profile.relative_error(config) / profile.unit(config))
         assert counted[0] == pytest.approx(counted[1], rel=1e-6)
-        assert counted[0] == pytest.approx(fed_back_distortion(config), rel=1e-6)
+        assert counted[0] == pytest.approx(code_distortion(config), rel=1e-6)
 
     @pytest.mark.parametrize("codec", ["ring", "trellis"])
     def test_feedback_costs_distortion_at_few_bits(self, codec: str) -> None:
@@ -175,7 +175,7 @@ class TestWhereMomentsComeFrom:
 
     def test_objective_counts_distortions(self, source: Path) -> None:
         made = plan(source, target_bits=6, calibration_data=DATA)
-        expected = sum(fed_back_distortion(matrix.config) for matrix in made.matrices)
+        expected = sum(code_distortion(matrix.config) for matrix in made.matrices)
         assert made.objective == pytest.approx(expected, rel=1e-6)
 
     def test_memory_makes_no_difference(self, source: Path) -> None:
