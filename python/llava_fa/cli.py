@@ -283,6 +283,12 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--image", metavar="FILE")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument(
+        "--runtime",
+        choices=("dense", "packed"),
+        default="dense",
+        help="decode the weights at loading, or multiply with the codes (default: %(default)s)",
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -295,8 +301,11 @@ def _generate(arguments: argparse.Namespace) -> int:
         arguments.prompt,
         arguments.image,
         max_new_tokens=arguments.max_new_tokens,
+        runtime=arguments.runtime,
+        stream=not arguments.json,
     )
-    print(json.dumps({"answer": answer}) if arguments.json else answer)
+    if arguments.json:
+        print(json.dumps({"answer": answer}))
     return 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from transformers import TextStreamer
 
 from .capture import load_processor, prompt_text
 from .errors import CheckpointError
+from .hf import LlavaFaConfig
 from .loading import load_model
 
 
@@ -19,6 +21,8 @@ def generate_answer(
     image: str | os.PathLike[str] | None = None,
     *,
     max_new_tokens: int = 64,
+    runtime: Literal["dense", "packed"] = "dense",
+    stream: bool = False,
 ) -> str:
     """Load a checkpoint and return the model's answer, decoded greedily.
 
@@ -32,9 +36,15 @@ def generate_answer(
         Image file, or None for a question without an image.
     max_new_tokens
         Longest answer.
+    runtime
+        ``"dense"`` decodes a compressed checkpoint at loading; ``"packed"`` keeps it packed.
+    stream
+        Print the answer on standard output word by word, as it comes.
     """
-    model = load_model(folder, dtype="auto")
-    return answer(model, load_processor(folder), prompt, image, max_new_tokens=max_new_tokens)
+    options = {"quantization_config": LlavaFaConfig(runtime=runtime)} if runtime != "dense" else {}
+    model = load_model(folder, dtype="auto", **options)
+    processor = load_processor(folder)
+    return answer(model, processor, prompt, image, max_new_tokens=max_new_tokens, stream=stream)
 
 
 def answer(
@@ -44,6 +54,7 @@ def answer(
     image: str | os.PathLike[str] | None = None,
     *,
     max_new_tokens: int = 64,
+    stream: bool = False,
 ) -> str:
     """As :func:`generate_answer`, with what is already loaded."""
     images = [_open_image(Path(image))] if image is not None else []
@@ -54,10 +65,16 @@ def answer(
         key: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for key, value in inputs.items()
     }
-    with torch.inference_mode():
-        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = tokens[0, inputs["input_ids"].shape[1] :]
     tokenizer = getattr(processor, "tokenizer", processor)
+    printer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with torch.inference_mode():
+        tokens = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=printer if stream else None,
+        )
+    new = tokens[0, inputs["input_ids"].shape[1] :]
     return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 

@@ -23,6 +23,7 @@ RECORDED = (
     "feedback_speed",
     "refine",
     "calibration_order",
+    "decode_speed",
 )
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
@@ -140,9 +141,20 @@ def test_compress_speed(tmp_path: Path) -> None:
     assert compared[0]["library error"] == pytest.approx(compared[0]["plain torch error"], rel=0.05)
 
 
+def test_decode_speed(tmp_path: Path) -> None:
+    found = run("decode_speed", tmp_path)
+    assert found["read_gbytes_per_second"] > 0
+    assert all(
+        row["bfloat16 ms"] > 0 and row["of the limit"] > 0 for row in found["tables"]["One token"]
+    )
+    packed = [row for row in found["tables"]["A model"] if not row["model"].startswith("dense")]
+    assert all(row["tokens per s"] > 0 for row in packed)
+    assert len(packed) == 10
+
+
 @pytest.mark.parametrize(
     "name",
-    [*RECORDED, "calibration_order", "refine"],
+    RECORDED,
 )
 def test_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -274,6 +274,8 @@ class TestOthers:
         assert run("generate", output, *arguments) == 0
         words = capsys.readouterr().out.split()
         assert 1 <= len(words) <= 3
+        assert run("generate", output, *arguments, "--runtime", "packed") == 0
+        assert capsys.readouterr().out.split() == words
         assert run("generate", output, *arguments, "--json") == 0
         assert json.loads(capsys.readouterr().out)["answer"].split() == words
         assert run("generate", output, "--prompt", "w1", "--image", tmp_path / "no.png") == 1
