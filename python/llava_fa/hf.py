@@ -149,6 +149,7 @@ class LlavaFaQuantizer(HfQuantizer):
             # Else transformers saves under the names of old checkpoints; ours are the module names.
             model._weight_conversions = []
         for name, packed in list(_packed_layers(model)):
+            packed.__dict__.pop("weight", None)  # see `_stand_in`
             matrix = _loaded_matrix(name, packed)
             if stays_packed:
                 continue
@@ -234,4 +235,16 @@ def _swap(model: nn.Module, name: str, spec: MatrixSpec) -> None:
     layer.register_parameter("bias", module.bias)
     # Nothing of it may be initialized at random; what was not read is an error.
     layer._is_hf_initialized = True
+    _stand_in(layer)
     model.set_submodule(name, layer)
+
+
+def _stand_in(layer: FourierLinear) -> None:
+    """Give the layer a weight for the time of loading, without memory and not in its state dict.
+
+    SigLIP's attention, among others, initializes the weights of its linear layers itself, unless
+    they are marked as read; it does not expect that there are none.
+    """
+    weight: Any = torch.empty(layer.out_features, layer.in_features, device="meta")
+    weight._is_hf_initialized = True
+    layer.__dict__["weight"] = weight  # nn.Module would refuse a tensor that is no parameter

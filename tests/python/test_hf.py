@@ -18,6 +18,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 from conftest import edit_tensor, llama_model, llava_inputs, llava_model, read_all
@@ -90,6 +92,32 @@ class TestEquality:
         base, whole = AutoModel.from_pretrained(packed_folder), load(packed_folder)
         weight = base.language_model.layers[0].self_attn.q_proj.weight
         assert torch.equal(weight, whole.get_submodule(Q).weight)
+
+    @pytest.mark.filterwarnings("ignore:.*stay dense")
+    @pytest.mark.parametrize("suffix", ["", "codes", "bias"])
+    def test_modules_that_initialize_the_linear_layers_inside_them(
+        self, suffix: str, tmp_path: Path
+    ) -> None:
+        """SigLIP's attention does: it must find weights, and hide nothing that was not read."""
+        vision = SiglipVisionConfig(
+            hidden_size=24,
+            intermediate_size=36,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        )
+        SiglipVisionModel(vision).save_pretrained(tmp_path / "source")
+        compress_checkpoint(tmp_path / "source", tmp_path / "packed", progress=False)
+        state = read_all(tmp_path / "packed")
+        config = AutoConfig.from_pretrained(tmp_path / "packed")
+        if suffix:
+            del state[next(name for name in state if name.endswith(f"q_proj.{suffix}"))]
+            with pytest.raises(FormatError, match=rf"q_proj\.{suffix} was not loaded"):
+                SiglipVisionModel.from_pretrained(None, config=config, state_dict=state)
+            return
+        model = SiglipVisionModel.from_pretrained(None, config=config, state_dict=state)
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
 
     def test_compressed_head(self, llama_folder: Path, tmp_path: Path) -> None:
         recipe = [{"match": "lm_head", "compress": True, "bits": 5}]
