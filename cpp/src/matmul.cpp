@@ -1,4 +1,5 @@
-// Packed product: activations to the real Fourier basis, panel products, and back.
+// Packed product: activations to their half spectrum, products with the codes or with decoded
+// panels, and back.
 #include "llava_fa/matmul.hpp"
 
 #include <algorithm>
@@ -26,9 +27,8 @@ void transpose_scaled(const MatrixView& in, const std::vector<float>& multiplier
   }
 }
 
-// out (2 rows, batch) = rows of a complex (rows, n) matrix, folded, times the half spectrum of
-// the activations, its planes stacked: real parts of
-// the result first, then imaginary parts.
+// out (2 rows, batch) = rows of a complex (rows, n) matrix, folded, times the half spectrum of the
+// activations, its planes stacked: real parts of the result first, then imaginary parts.
 FloatBuffer multiply_folded(const float* real, const float* imag, Index rows, Index n,
                             const ComplexMatrix& half) {
   const Backend& backend = cpu_backend();

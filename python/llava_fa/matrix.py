@@ -84,7 +84,7 @@ class CompressedMatrix:
         Parameters
         ----------
         x
-            (..., n); any supported dtype. Computation and result are float32.
+            (..., n); any supported dtype. The result is float32.
         precision
             ``"single"`` agrees with the product with ``dense()`` to 10⁻⁵; ``"half"`` to 3·10⁻⁴,
             a tenth of what rounding to bfloat16 changes, and is faster for a few activations.

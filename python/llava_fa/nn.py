@@ -110,7 +110,10 @@ class FourierLinear(nn.Linear):
         return weight.to(tensors[0].device)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return ``x Wᵀ + b`` in the dtype of x (float32 inside); under autocast, in its dtype.
+        """Return ``x Wᵀ + b`` in the dtype of x; under autocast, in its dtype.
+
+        The product is that of :meth:`CompressedMatrix.matmul`, at single precision for float32 and
+        at half precision for activations of 16 bits, and is rounded once.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The architectures that the library is proven on: a small random model of each, and its inputs.
+"""The architectures that the library is proven on: a small random model of each.
 
 Sizes are the smallest that keep every part of the architecture: several tiles of an image where
 there can be several, a merger of patches where there is one, sliding and full attention.
@@ -13,13 +13,21 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from architecture_inputs import (
+    IMAGE,
+    SOUND,
+    Inputs,
+    gemma_prompt,
+    idefics_prompt,
+    mllama_prompt,
+    one_image_prompt,
+    phi4_prompt,
+    qwen_vl_prompt,
+    sized_prompt,
+    text_prompt,
+    tiled_prompt,
+)
 from conftest import llama_model, llava_inputs, llava_model
-
-IMAGE = 60
-"""The image token of every model here; words are below, other special tokens above."""
-
-SOUND = 61
-"""The token of a stretch of sound, for the one that listens."""
 
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
@@ -45,8 +53,6 @@ VISION: dict[str, Any] = {
 
 MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 """Positions in time, height and width, for heads of eight channels."""
-
-Inputs = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,32 +89,6 @@ def build(class_name: str, config: Any) -> Any:
 
     torch.manual_seed(0)  # for buffers, if any are random
     return randomized(getattr(transformers, class_name)(config))
-
-
-def words(count: int) -> torch.Tensor:
-    """Return text tokens, the same every time."""
-    return torch.randint(3, 50, (1, count), generator=torch.Generator().manual_seed(2))
-
-
-def noise(*shape: int) -> torch.Tensor:
-    """Return pixels, the same every time."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
-
-
-def prompt(image_tokens: int, **rest: torch.Tensor) -> Inputs:
-    """Return a word, an image of so many tokens and more words, beside what else is given."""
-    text = words(7)
-    ids = torch.cat([text[:, :1], torch.full((1, image_tokens), IMAGE), text[:, 1:]], 1)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest}
-
-
-def image_mask(inputs: Inputs, name: str) -> Inputs:
-    """Add a mask of the image tokens under the name that the architecture wants."""
-    return {**inputs, name: (inputs["input_ids"] == IMAGE).long()}
-
-
-def text_prompt() -> Inputs:
-    return prompt(0)
 
 
 def clip_vision() -> Any:
@@ -157,11 +137,6 @@ def llava_onevision() -> Any:
         image_grid_pinpoints=[[16, 32]],
     )
     return build("LlavaOnevisionForConditionalGeneration", config)
-
-
-def tiled_prompt() -> Inputs:
-    """The whole image and two tiles of four tokens, with a line break after each of two rows."""
-    return prompt(14, pixel_values=noise(1, 3, 3, 16, 16), image_sizes=torch.tensor([[16, 32]]))
 
 
 QWEN_TOKENS = {
@@ -252,14 +227,6 @@ def qwen3_vl_moe() -> Any:
     return build("Qwen3VLMoeForConditionalGeneration", config)
 
 
-def qwen_vl_prompt() -> Inputs:
-    """4 × 4 patches of two frames, merged by fours."""
-    inputs = prompt(
-        4, pixel_values=noise(16, 3 * 2 * 4 * 4), image_grid_thw=torch.tensor([[1, 4, 4]])
-    )
-    return image_mask(inputs, "mm_token_type_ids")
-
-
 def internvl() -> Any:
     from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
@@ -271,11 +238,6 @@ def internvl() -> Any:
         tie_word_embeddings=False,
     )
     return build("InternVLForConditionalGeneration", config)
-
-
-def one_image_prompt() -> Inputs:
-    """One image of four tokens."""
-    return prompt(4, pixel_values=noise(1, 3, 16, 16))
 
 
 def gemma3() -> Any:
@@ -313,38 +275,27 @@ def paligemma() -> Any:
     return build("PaliGemmaForConditionalGeneration", config)
 
 
-def gemma_prompt() -> Inputs:
-    """One image of four tokens, which see each other; the mask says which they are."""
-    return image_mask(one_image_prompt(), "token_type_ids")
-
-
 def idefics3() -> Any:
-    from transformers import Idefics3Config, LlamaConfig
+    from transformers import Idefics3Config
 
-    config = Idefics3Config(
-        vision_config={**VISION, "patch_size": 4},
-        text_config=LlamaConfig(**TEXT),
-        image_token_id=IMAGE,
-        scale_factor=2,
-    )
-    return build("Idefics3ForConditionalGeneration", config)
+    return build("Idefics3ForConditionalGeneration", idefics_config(Idefics3Config))
 
 
 def smolvlm() -> Any:
-    from transformers import LlamaConfig, SmolVLMConfig
+    from transformers import SmolVLMConfig
 
-    config = SmolVLMConfig(
+    return build("SmolVLMForConditionalGeneration", idefics_config(SmolVLMConfig))
+
+
+def idefics_config(config_class: Any) -> Any:
+    from transformers import LlamaConfig
+
+    return config_class(
         vision_config={**VISION, "patch_size": 4},
         text_config=LlamaConfig(**TEXT),
         image_token_id=IMAGE,
         scale_factor=2,
     )
-    return build("SmolVLMForConditionalGeneration", config)
-
-
-def idefics_prompt() -> Inputs:
-    """Two tiles of four tokens."""
-    return prompt(8, pixel_values=noise(1, 2, 3, 16, 16))
 
 
 def mllama() -> Any:
@@ -367,20 +318,6 @@ def mllama() -> Any:
     text = MllamaTextConfig(**TEXT, cross_attention_layers=[1])
     config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
     return build("MllamaForConditionalGeneration", config)
-
-
-def mllama_prompt() -> Inputs:
-    """One token for an image of two tiles, which the words see by cross attention."""
-    inputs = prompt(1, pixel_values=noise(1, 1, 2, 3, 16, 16))
-    length = inputs["input_ids"].shape[1]
-    sees = torch.ones(1, length, 1, 2, dtype=torch.long)
-    sees[:, 0] = 0  # the word before the image
-    return {
-        **inputs,
-        "aspect_ratio_ids": torch.tensor([[2]]),
-        "aspect_ratio_mask": torch.ones(1, 1, 2, dtype=torch.long),
-        "cross_attention_mask": sees,
-    }
 
 
 def pixtral() -> Any:
@@ -410,13 +347,6 @@ def mistral3() -> Any:
     return build("Mistral3ForConditionalGeneration", config)
 
 
-def sized_prompt(image_tokens: int) -> Inputs:
-    """An image lower than it is wide, whose size the model must know."""
-    return prompt(
-        image_tokens, pixel_values=noise(1, 3, 8, 16), image_sizes=torch.tensor([[8, 16]])
-    )
-
-
 def phi4_multimodal() -> Any:
     from transformers import Phi4MultimodalConfig
 
@@ -437,25 +367,6 @@ def phi4_multimodal() -> Any:
         },
     )
     return build("Phi4MultimodalForCausalLM", config)
-
-
-def phi4_prompt() -> Inputs:
-    """Look and listen: four tokens of sound after the image.
-
-    The image is one tile and the whole, each two rows of three tokens, with one between.
-    """
-    inputs = prompt(13)
-    sound = torch.full((1, 4), SOUND)
-    ids = torch.cat([inputs["input_ids"][:, :16], sound, inputs["input_ids"][:, 16:]], 1)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "image_pixel_values": noise(1, 2, 3, 16, 16),
-        "image_sizes": torch.tensor([[16, 16]]),
-        "image_attention_mask": torch.ones(1, 2, 4, 4),
-        "audio_input_features": noise(1, 32, 16),
-        "audio_embed_sizes": torch.tensor([4]),
-    }
 
 
 def llama() -> Any:

@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch import nn
 
-from architectures import ARCHITECTURES, Architecture, Inputs
+from architecture_inputs import Inputs
+from architectures import ARCHITECTURES, Architecture
 from conftest import compress
 from llava_fa import CompressionConfig
 from llava_fa.modules import build_meta_model, map_layers

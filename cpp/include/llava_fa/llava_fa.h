@@ -30,7 +30,8 @@ const char* llava_fa_last_error(void);
 /* "major.minor.patch" */
 const char* llava_fa_version(void);
 
-/* Threads of every product and decoding; 0 for all processors. Results do not depend on it. */
+/* Threads of every product and decoding; 0 for the default, OMP_NUM_THREADS or all processors.
+ * Results do not depend on it. */
 llava_fa_status llava_fa_set_num_threads(int count);
 
 /* A stored tensor: its name without the module's, such as "codes", and its bytes. */

@@ -2,8 +2,6 @@
 #include "fft.hpp"
 
 #include <cmath>
-#include <map>
-#include <mutex>
 #include <numbers>
 
 namespace llava_fa::cpu {
@@ -316,15 +314,6 @@ LaneSpan FftPlan::run_chirp(LaneSpan data, Lane* scratch) const {
     data.im[k] = a.im;
   }
   return data;
-}
-
-const FftPlan& FftPlan::cached(Index length) {
-  static std::mutex mutex;
-  static std::map<Index, std::unique_ptr<FftPlan>> plans;
-  const std::lock_guard lock(mutex);
-  auto& plan = plans[length];
-  if (!plan) plan = std::make_unique<FftPlan>(length);
-  return *plan;
 }
 
 }  // namespace llava_fa::cpu

@@ -1,7 +1,9 @@
 // Complex DFTs of any length, kLanes sequences at a time (planar, lane-interleaved).
 #pragma once
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "lanes.hpp"
@@ -13,6 +15,17 @@ struct LaneSpan {
   Lane* re;
   Lane* im;
 };
+
+// One plan per length, made when it is first asked for and kept; thread-safe.
+template <typename Plan>
+const Plan& cached_plan(Index length) {
+  static std::mutex mutex;
+  static std::map<Index, std::unique_ptr<Plan>> plans;
+  const std::lock_guard lock(mutex);
+  auto& plan = plans[length];
+  if (!plan) plan = std::make_unique<Plan>(length);
+  return *plan;
+}
 
 // Plan of an unnormalized forward DFT, X[k] = sum_j x[j] exp(-2 pi i j k / length).
 //
@@ -38,7 +51,7 @@ class FftPlan {
   LaneSpan forward(LaneSpan data, Lane* scratch) const;
 
   // Shared plan from the process-wide cache.
-  static const FftPlan& cached(Index length);
+  static const FftPlan& cached(Index length) { return cached_plan<FftPlan>(length); }
 
  private:
   struct Pass {

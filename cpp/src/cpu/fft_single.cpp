@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <mutex>
 #include <numbers>
 
 namespace llava_fa::cpu {
@@ -69,15 +67,6 @@ void SingleFftPlan::forward(float* real, float* imag) const {
       store_lane(imag + q * count + k, out.im[q]);
     }
   }
-}
-
-const SingleFftPlan& SingleFftPlan::cached(Index length) {
-  static std::mutex mutex;
-  static std::map<Index, std::unique_ptr<SingleFftPlan>> plans;
-  const std::lock_guard lock(mutex);
-  auto& plan = plans[length];
-  if (!plan) plan = std::make_unique<SingleFftPlan>(length);
-  return *plan;
 }
 
 }  // namespace llava_fa::cpu

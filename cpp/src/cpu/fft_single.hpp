@@ -23,7 +23,7 @@ class SingleFftPlan {
   void forward(float* real, float* imag) const;
 
   // Shared plan from the process-wide cache.
-  static const SingleFftPlan& cached(Index length);
+  static const SingleFftPlan& cached(Index length) { return cached_plan<SingleFftPlan>(length); }
 
  private:
   Index length_;

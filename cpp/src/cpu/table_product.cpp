@@ -2,8 +2,7 @@
 // enough to be looked up in registers.
 //
 // 1. Codes are read in fields: half bytes for codes of up to four bits, where one field may hold
-// the
-//    codes of several columns and stands for the sum of their products; bytes for five and six.
+//    those of several columns and stands for the sum of their products; bytes for five and six.
 //    Per field, its 16, 32 or 64 possible values in fixed point (FixedPointTables).
 // 2. Per panel of 32 rows and tile of 64 bytes: every field looks up its value, byte by byte, by
 //    in-register permutes; the bytes of two fields are added to 16 bits, which 64 pairs cannot
@@ -30,17 +29,15 @@ struct FieldLayout {
       : code_bits(matrix.constellation->code_bits),
         field_bits(code_bits <= 4 ? 4 : 8),
         columns(code_bits <= 4 && code_bits != 3 ? 4 / code_bits : 1),
-        tile_fields(kTileBytes * 8 / field_bits),
-        tile_bytes(tile_fields * columns * code_bits / 8),
+        tile_bytes(kTileBytes * columns * code_bits / field_bits),
         row_bytes(packed_row_bytes(matrix.cols, code_bits)),
         tiles(ceil_div(row_bytes, tile_bytes)),
         widening(code_bits, field_bits) {}
 
   int code_bits;
   int field_bits;
-  Index columns;      // of one field
-  Index tile_fields;  // of one tile's row
-  Index tile_bytes;   // stored bytes of one tile's row
+  Index columns;     // of one field
+  Index tile_bytes;  // stored bytes of one tile's row
   Index row_bytes;
   Index tiles;
   FieldWidening widening;
