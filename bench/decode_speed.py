@@ -26,6 +26,7 @@ from bench import support
 from llava_fa import CompressedMatrix
 from llava_fa.matrix_spec import MatrixSpec
 from llava_fa.nn import FourierLinear
+from llava_fa.packed_checkpoint import FORMAT_VERSION
 
 SHAPES = {
     "LLaVA-1.5-7B": ((4096, 4096), (11008, 4096), (4096, 11008)),
@@ -63,7 +64,17 @@ def packed_layer(shape: tuple[int, int], codec: str, bits: float, seed: int = 0)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         "header": torch.tensor(  # docs/format.md, "Header"
-            [1, *shape, spec.code_bits, {"ring": 2, "trellis": 3}[codec], 0, 8, 1, 0, state_bits]
+            [
+                FORMAT_VERSION,
+                *shape,
+                spec.code_bits,
+                {"ring": 2, "trellis": 3}[codec],
+                0,
+                8,
+                1,
+                0,
+                state_bits,
+            ]
         ),
         "matrix_scale": torch.tensor([shape[1] ** -0.5]),
         "codes": torch.randint(0, 256, sizes["codes"][1], dtype=torch.uint8, generator=generator),

@@ -1,6 +1,7 @@
 // Conversion of arrays at the Python boundary.
 #include "arrays.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <string>
@@ -16,11 +17,20 @@ float from_bfloat16(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
-bool is(const AnyArray& array, Code code, int bits) {
+// Rounds to nearest, ties to even; NaN stays NaN.
+std::uint16_t to_bfloat16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return static_cast<std::uint16_t>(value != value ? 0x7fc0u : rounded >> 16);
+}
+
+template <typename Array>
+bool is(const Array& array, Code code, int bits) {
   return array.dtype().code == static_cast<std::uint8_t>(code) && array.dtype().bits == bits;
 }
 
-std::string describe_dtype(const AnyArray& array) {
+template <typename Array>
+std::string describe_dtype(const Array& array) {
   return "DLPack code " + std::to_string(array.dtype().code) + " of " +
          std::to_string(array.dtype().bits) + " bits";
 }
@@ -73,6 +83,32 @@ FloatArray::FloatArray(AnyArray array, const char* what, std::size_t ndim)
     throw nb::type_error((std::string(what) + " has dtype " + describe_dtype(in) +
                           ", expected float16, bfloat16, float32 or float64")
                              .c_str());
+  }
+}
+
+RoundedArray::RoundedArray(const WritableArray& array, const char* what, Index rows, Index cols)
+    : array_(array.data()), brain_(is(array, Code::Bfloat, 16)) {
+  if (array.ndim() != 2 || static_cast<Index>(array.shape(0)) != rows ||
+      static_cast<Index>(array.shape(1)) != cols) {
+    throw nb::value_error((std::string(what) + " has another shape than (" + std::to_string(rows) +
+                           ", " + std::to_string(cols) + ")")
+                              .c_str());
+  }
+  if (is(array, Code::Float, 32) || rows * cols == 0) return;
+  if (!brain_ && !is(array, Code::Float, 16)) {
+    throw nb::type_error((std::string(what) + " has dtype " + describe_dtype(array) +
+                          ", expected float16, bfloat16 or float32")
+                             .c_str());
+  }
+  copy_.resize(static_cast<std::size_t>(rows * cols));
+}
+
+void RoundedArray::finish() {
+  auto* out = static_cast<std::uint16_t*>(array_);
+  if (brain_) {
+    std::transform(copy_.begin(), copy_.end(), out, to_bfloat16);
+  } else {
+    std::transform(copy_.begin(), copy_.end(), out, float_to_half);
   }
 }
 

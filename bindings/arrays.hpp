@@ -37,6 +37,26 @@ class FloatArray {
   MatrixView view_;
 };
 
+using WritableArray = nb::ndarray<nb::device::cpu, nb::c_contig>;
+
+// Room for float32 results that are rounded to the dtype of an array given by the caller. Must be
+// created and destroyed with the GIL held, used without it.
+class RoundedArray {
+ public:
+  // float16, bfloat16 and float32 are accepted; other dtypes raise TypeError, other shapes than
+  // (rows, cols) ValueError.
+  RoundedArray(const WritableArray& array, const char* what, Index rows, Index cols);
+
+  float* data() { return copy_.empty() ? static_cast<float*>(array_) : copy_.data(); }
+  // Writes what stands in data() to the array.
+  void finish();
+
+ private:
+  void* array_;
+  bool brain_ = false;  // bfloat16, not float16
+  std::vector<float> copy_;
+};
+
 // Complex input (complex64 or complex128), always split into planes.
 ComplexMatrix split_planes(const AnyArray& array, const char* what);
 

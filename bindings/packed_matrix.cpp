@@ -138,6 +138,16 @@ nb::object multiply(const PackedMatrix& matrix, AnyArray activations, bool half)
   return numpy_array(std::move(out), {rows, width});
 }
 
+void multiply_into(const PackedMatrix& matrix, AnyArray activations, const WritableArray& out,
+                   bool half) {
+  const FloatArray x(std::move(activations), "activations", 2);
+  const MatrixView view = x.matrix();
+  RoundedArray result(out, "out", view.rows, matrix.spec().rows);
+  nb::gil_scoped_release release;
+  matmul(matrix, view, result.data(), half ? Precision::half : Precision::single);
+  result.finish();
+}
+
 nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Index rank,
                    int factor_bits, const std::string& odc, bool signs, int max_alternations,
                    std::uint64_t seed, int state_bits, bool unbiased, bool feedback,
@@ -168,6 +178,7 @@ void bind_packed_matrix(nb::module_& m) {
       .def("dense", &dense)
       .def("code_planes", &code_planes)
       .def("matmul", &multiply, nb::arg("activations"), nb::arg("half"))
+      .def("matmul_into", &multiply_into, nb::arg("activations"), nb::arg("out"), nb::arg("half"))
       .def_prop_ro("nbytes", &PackedMatrix::bytes);
   m.def("tensor_layout", &layout, nb::arg("spec"));
   m.def("compress_matrix", &compress, nb::arg("weight"), nb::kw_only(), nb::arg("codec"),

@@ -52,8 +52,8 @@ nb::object decode(
       trellis_decode_rows(packed.data(), scale.data(), out.rows(), cols, code_bits, state_bits, 0,
                           out.rows(), out.real(), out.imag());
     } else {
-      polar_decode_rows(packed.data(), scale.data(), cols, constellation(kind, code_bits), 0,
-                        out.rows(), out.real(), out.imag());
+      polar_decode_rows(packed.data(), scale.data(), out.rows(), cols,
+                        constellation(kind, code_bits), 0, out.rows(), out.real(), out.imag());
     }
   }
   return numpy_complex(out);

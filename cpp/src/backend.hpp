@@ -84,6 +84,9 @@ class Backend {
   // inout = (from - inout) · diag(column_factor); the factor may be null.
   virtual void subtract_from(const ComplexMatrix& from, const float* column_factor, int threads,
                              ComplexMatrix& inout) const = 0;
+  // out (cols, rows) = diag(col_factor) · inᵀ · diag(row_factor); factors may be null.
+  virtual void transpose(const MatrixView& in, const float* row_factor, const float* col_factor,
+                         int threads, float* out) const = 0;
   // Sums of squares of a real matrix with multipliers (null: ones), per row and per column.
   virtual void channel_energies(const MatrixView& values, const float* row_multiplier,
                                 const float* col_multiplier, int threads, std::span<double> rows,
@@ -100,9 +103,9 @@ class Backend {
   virtual void encode_rows(ComplexMatrix& values, const Constellation& points,
                            const float* column_weight, bool write_back, int threads,
                            PolarCodes& codes, std::span<double> row_errors) const = 0;
-  virtual void decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
-                           const Constellation& points, Index row_count, int threads, float* real,
-                           float* imag) const = 0;
+  virtual void decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
+                           Index cols, const Constellation& points, Index first_row,
+                           Index row_count, int threads, float* real, float* imag) const = 0;
 
   // --- trellis (cpu/trellis.cpp); semantics in llava_fa/trellis.hpp
   virtual void decode_trellis_rows(const std::uint8_t* packed, const std::uint16_t* row_scale,

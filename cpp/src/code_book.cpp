@@ -76,8 +76,8 @@ void decode_entries(const std::uint8_t* packed, const std::uint16_t* row_scale, 
     trellis_decode_rows(packed, row_scale, rows, cols, book.code_bits, book.state_bits, first_row,
                         row_count, real, imag);
   } else {
-    polar_decode_rows(packed, row_scale, cols, constellation(book.codec, book.code_bits), first_row,
-                      row_count, real, imag);
+    polar_decode_rows(packed, row_scale, rows, cols, constellation(book.codec, book.code_bits),
+                      first_row, row_count, real, imag);
   }
 }
 

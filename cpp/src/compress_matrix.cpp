@@ -32,6 +32,12 @@ struct PackedMatrixBuilder {
     put(name, values.data(), values.size() * sizeof(T));
   }
 
+  // After all tensors are put.
+  PackedMatrix finish() {
+    matrix.prepare();
+    return std::move(matrix);
+  }
+
   void put_scales(std::string_view name, const std::vector<float>& scales) {
     std::vector<std::uint16_t> halves(scales.size());
     std::transform(scales.begin(), scales.end(), halves.begin(), float_to_half);
@@ -159,7 +165,7 @@ CompressionResult compress_matrix(const MatrixView& weight, const CompressionOpt
     builder.put_factor("low_rank_left", solution.left);
     builder.put_factor("low_rank_right", solution.right);
   }
-  return {std::move(builder.matrix), std::move(solution.objective)};
+  return {builder.finish(), std::move(solution.objective)};
 }
 
 }  // namespace llava_fa

@@ -13,19 +13,7 @@
 namespace llava_fa {
 namespace {
 
-constexpr Index kPanelRows = 512;  // complex rows decoded at a time
-
-// out (cols, rows) = transpose of in (rows, cols), rows times a multiplier of the output's row.
-void transpose_scaled(const MatrixView& in, const std::vector<float>& multiplier, float* out) {
-  constexpr Index kTile = 32;
-  for (Index i0 = 0; i0 < in.rows; i0 += kTile) {
-    for (Index j = 0; j < in.cols; ++j) {
-      for (Index i = i0; i < std::min(in.rows, i0 + kTile); ++i) {
-        out[j * in.rows + i] = in.row(i)[j] * multiplier[j];
-      }
-    }
-  }
-}
+constexpr Index kDecodedRows = 512;  // complex rows decoded at a time
 
 // out (2 rows, batch) = rows of a complex (rows, n) matrix, folded, times the half spectrum of the
 // activations, its planes stacked: real parts of the result first, then imaginary parts.
@@ -93,9 +81,9 @@ void multiply_vectors(const CodedMatrix& coded, const ComplexMatrix& half, Preci
 // Many activations: panels of decoded rows, each multiplied with all of them.
 void multiply_panels(const CodedMatrix& coded, const ComplexMatrix& half, ComplexMatrix& y) {
   const Index width = 2 * half.rows(), batch = y.cols();
-  FloatBuffer panel(2 * std::min(kPanelRows, coded.rows) * width);
-  for (Index first = 0; first < coded.rows; first += kPanelRows) {
-    const Index count = std::min(kPanelRows, coded.rows - first);
+  FloatBuffer panel(2 * std::min(kDecodedRows, coded.rows) * width);
+  for (Index first = 0; first < coded.rows; first += kDecodedRows) {
+    const Index count = std::min(kDecodedRows, coded.rows - first);
     const Backend& backend = cpu_backend();
     backend.decode_folded_rows(coded, first, count, num_threads(), panel.data());
     backend.multiply_panel(panel.data(), count, width, half.real(), batch, num_threads(),
@@ -127,7 +115,8 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
   if (batch == 0) return;
 
   FloatBuffer channels(spec.cols * batch);
-  transpose_scaled(activations, matrix.input_multiplier(), channels.data());
+  cpu_backend().transpose(activations, nullptr, matrix.input_multiplier().data(), num_threads(),
+                          channels.data());
   const ComplexMatrix half = half_spectrum_over_rows({channels.data(), spec.cols, batch, batch});
 
   ComplexMatrix y(half_rows(spec.rows), batch);
@@ -141,13 +130,8 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
 
   FloatBuffer result(spec.rows * batch);
   inverse_half_spectrum_over_rows(y, spec.rows, result.data());
-  std::vector<float> multiplier = matrix.output_multiplier();
-  // Transposed back: rows of `result` are output channels.
-  for (Index i = 0; i < spec.rows; ++i) {
-    const float scale = multiplier[i] * matrix.matrix_scale();
-    for (Index b = 0; b < batch; ++b)
-      output[b * spec.rows + i] = result.data()[i * batch + b] * scale;
-  }
+  cpu_backend().transpose({result.data(), spec.rows, batch, batch},
+                          matrix.output_multiplier().data(), nullptr, num_threads(), output);
 }
 
 }  // namespace llava_fa

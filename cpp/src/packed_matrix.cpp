@@ -11,6 +11,7 @@
 #include "backend.hpp"
 #include "checks.hpp"
 #include "code_book.hpp"
+#include "code_panels.hpp"
 #include "half_float.hpp"
 #include "llava_fa/runtime.hpp"
 #include "llava_fa/spectrum.hpp"
@@ -37,7 +38,8 @@ bool padding_is_zero(std::span<const std::uint8_t> packed, Index rows, Index col
   const int used = static_cast<int>(cols * bits % 8);
   if (used == 0) return true;
   for (Index k = 0; k < rows; ++k) {
-    if (packed[(k + 1) * row_bytes - 1] >> used != 0) return false;
+    const RowPlace place = row_place(rows, row_bytes, k);
+    if (packed[place.offset + (row_bytes - 1) * place.stride] >> used != 0) return false;
   }
   return true;
 }
@@ -251,6 +253,7 @@ PackedMatrix PackedMatrix::from_tensors(std::span<const TensorView> tensors) {
   }
   require_format(tensors.size() == matrix.layout_.size(), "received ", tensors.size(),
                  " tensors, expected ", matrix.layout_.size(), " by the header");
+  matrix.prepare();
   return matrix;
 }
 
@@ -276,16 +279,14 @@ std::vector<float> channel_multiplier(const MatrixSpec& spec, int stream, Index 
 
 }  // namespace
 
-std::vector<float> PackedMatrix::input_multiplier() const {
-  std::span<const std::uint16_t> scales;
-  if (spec_.channel_scale_in) scales = as<std::uint16_t>(tensor("channel_scale_in"));
-  return channel_multiplier(spec_, kInputSignStream, spec_.cols, scales);
-}
-
-std::vector<float> PackedMatrix::output_multiplier() const {
-  std::span<const std::uint16_t> scales;
-  if (spec_.channel_scale_out) scales = as<std::uint16_t>(tensor("channel_scale_out"));
-  return channel_multiplier(spec_, kOutputSignStream, spec_.rows, scales);
+void PackedMatrix::prepare() {
+  std::span<const std::uint16_t> in, out;
+  if (spec_.channel_scale_in) in = as<std::uint16_t>(tensor("channel_scale_in"));
+  if (spec_.channel_scale_out) out = as<std::uint16_t>(tensor("channel_scale_out"));
+  ChannelMultipliers multipliers = {channel_multiplier(spec_, kInputSignStream, spec_.cols, in),
+                                    channel_multiplier(spec_, kOutputSignStream, spec_.rows, out)};
+  for (float& multiplier : multipliers.output) multiplier *= matrix_scale();
+  multipliers_ = std::make_shared<const ChannelMultipliers>(std::move(multipliers));
 }
 
 namespace {
@@ -303,7 +304,7 @@ ComplexMatrix decode_factor(const PackedMatrix& matrix, const std::string& name,
     return out;
   }
   polar_decode_rows(as<std::uint8_t>(matrix.tensor(name)).data(),
-                    as<std::uint16_t>(matrix.tensor(name + "_scale")).data(), length,
+                    as<std::uint16_t>(matrix.tensor(name + "_scale")).data(), spec.rank, length,
                     constellation(Codec::ring, spec.factor_bits), 0, spec.rank, out.real(),
                     out.imag());
   return out;
@@ -334,9 +335,8 @@ void PackedMatrix::decode(float* weight_out) const {
     cpu_backend().subtract_low_rank(spectrum, low_rank_left(), minus_right, num_threads(),
                                     spectrum);
   }
-  std::vector<float> rows = output_multiplier();
-  for (float& multiplier : rows) multiplier *= matrix_scale();
-  inverse_half_spectrum(std::move(spectrum), spec_.rows, weight_out, rows, input_multiplier());
+  inverse_half_spectrum(std::move(spectrum), spec_.rows, weight_out, output_multiplier(),
+                        input_multiplier());
 }
 
 }  // namespace llava_fa

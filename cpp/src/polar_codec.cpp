@@ -6,6 +6,7 @@
 #include "backend.hpp"
 #include "bit_packing.hpp"
 #include "checks.hpp"
+#include "code_panels.hpp"
 #include "half_float.hpp"
 #include "llava_fa/runtime.hpp"
 #include "polar_codec_internal.hpp"
@@ -51,18 +52,17 @@ PolarCodes polar_encode_with_errors(ComplexMatrix& values, const Constellation& 
   return codes;
 }
 
-void polar_decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
-                       const Constellation& points, Index first_row, Index row_count, float* real,
-                       float* imag) {
-  cpu_backend().decode_rows(packed + first_row * packed_row_bytes(cols, points.code_bits),
-                            row_scale + first_row, cols, points, row_count, num_threads(), real,
-                            imag);
+void polar_decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
+                       Index cols, const Constellation& points, Index first_row, Index row_count,
+                       float* real, float* imag) {
+  cpu_backend().decode_rows(packed, row_scale, rows, cols, points, first_row, row_count,
+                            num_threads(), real, imag);
 }
 
 ComplexMatrix polar_decode(const PolarCodes& codes, const Constellation& points) {
   ComplexMatrix values(codes.rows, codes.cols);
-  polar_decode_rows(codes.packed.data(), codes.row_scale.data(), codes.cols, points, 0, codes.rows,
-                    values.real(), values.imag());
+  polar_decode_rows(codes.packed.data(), codes.row_scale.data(), codes.rows, codes.cols, points, 0,
+                    codes.rows, values.real(), values.imag());
   return values;
 }
 
@@ -72,6 +72,13 @@ void pack_codes(std::span<const std::uint16_t> codes, int code_bits, std::uint8_
 
 void unpack_codes(const std::uint8_t* packed, int code_bits, std::span<std::uint16_t> codes) {
   unpack_row(packed, static_cast<Index>(codes.size()), code_bits, codes.data());
+}
+
+std::vector<std::uint16_t> codes_of_row(const PolarCodes& codes, Index row) {
+  RowReader reader(codes.packed.data(), codes.rows, packed_row_bytes(codes.cols, codes.code_bits));
+  std::vector<std::uint16_t> out(static_cast<std::size_t>(codes.cols));
+  unpack_codes(reader.row(row), codes.code_bits, out);
+  return out;
 }
 
 }  // namespace llava_fa

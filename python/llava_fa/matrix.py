@@ -106,6 +106,28 @@ class CompressedMatrix:
         result: ArrayT = as_kind(product.reshape(*leading, self.shape[0]), is_torch(x))
         return result
 
+    def matmul_into(self, x: torch.Tensor, out: torch.Tensor, *, half: bool) -> None:
+        """Write ``x Wᵀ`` to ``out``, rounded once: what :meth:`matmul` does, with less ado.
+
+        Parameters
+        ----------
+        x
+            (k, n) on the CPU; needs no gradient.
+        out
+            (k, m), contiguous, of float32, bfloat16 or float16, on the CPU.
+        half
+            Whether to multiply at half precision.
+
+        Raises
+        ------
+        ValueError
+            A width is another.
+        TypeError
+            A dtype is another.
+        """
+        packed: Any = self._packed  # takes whatever exports DLPack; its stub knows NumPy only
+        packed.matmul_into(x, out, half)
+
     def relative_error(self, weight: Array) -> float:
         """Return ``||weight - dense||² / ||weight||²`` (Frobenius); 0 for an exact zero matrix."""
         reference = to_float64(weight)

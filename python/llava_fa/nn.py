@@ -135,10 +135,11 @@ class FourierLinear(nn.Linear):
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
         tensors = [self._buffers[name] for name in self._stored_names]
-        product: Tensor = packed_ops.product(input, tensors, self._description)
-        if self.bias is not None:
-            product = product + self.bias
-        return product.to(dtype)
+        if self.bias is None:
+            return packed_ops.product(input, tensors, self._description, dtype)
+        # In float32 until the bias is added: rounded once.
+        product = packed_ops.product(input, tensors, self._description, torch.float32)
+        return (product + self.bias).to(dtype)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.in_features:

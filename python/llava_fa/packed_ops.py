@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .matrix import CompressedMatrix, Precision
+from .matrix import CompressedMatrix
 from .matrix_spec import MatrixSpec
 from .packed_checkpoint import unpack
 
@@ -70,8 +70,8 @@ def prepared(tensors: Sequence[Tensor], description: str) -> CompressedMatrix:
     return known.matrix
 
 
-def product(x: Tensor, tensors: Sequence[Any], description: str) -> Tensor:
-    """Return ``x Wᵀ`` as :func:`multiply` does, at once where nobody watches.
+def product(x: Tensor, tensors: Sequence[Any], description: str, dtype: torch.dtype) -> Tensor:
+    """Return ``x Wᵀ`` of :func:`multiply` as ``dtype``, at once where nobody watches.
 
     Going through the operator takes torch longer than a small product takes. It is needed only for
     gradients, and for what records or replaces operators: compilers, tracers, fake tensors, modes.
@@ -86,13 +86,19 @@ def product(x: Tensor, tensors: Sequence[Any], description: str) -> Tensor:
     )
     if watched:
         recorded: Tensor = multiply(x, tensors, description)
-        return recorded
-    return _multiply(x, tensors, description)
+        return recorded.to(dtype)
+    return _multiply(x, tensors, description, dtype)
 
 
-def _multiply(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
-    precision: Precision = "half" if x.dtype.itemsize == 2 else "single"
-    return prepared(tensors, description).matmul(x, precision=precision)
+def _multiply(
+    x: Tensor, tensors: Sequence[Tensor], description: str, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    matrix = prepared(tensors, description)
+    rows, cols = matrix.shape
+    out = torch.empty((*x.shape[:-1], rows), dtype=dtype)
+    half = x.dtype.itemsize == 2
+    matrix.matmul_into(x.detach().reshape(-1, cols), out.view(-1, rows), half=half)
+    return out
 
 
 @torch.library.custom_op("llava_fa::multiply", mutates_args=())

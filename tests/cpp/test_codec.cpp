@@ -1,6 +1,7 @@
 // Polar codec: nearest points by brute force, least-squares scale, packing, decoding any row range.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "llava_fa/error.hpp"
@@ -31,9 +32,8 @@ TEST_CASE("the encoder finds the nearest point of the constellation") {
     for (int bits = kMinCodeBits; bits <= kMaxCodeBits; ++bits) {
       const Constellation& points = constellation(codec, bits);
       const PolarCodes codes = polar_encode(values, points, false);
-      std::vector<std::uint16_t> row(values.cols());
       for (Index k = 0; k < values.rows(); ++k) {
-        unpack_codes(codes.packed.data() + k * packed_row_bytes(values.cols(), bits), bits, row);
+        const std::vector<std::uint16_t> row = codes_of_row(codes, k);
         const double scale = row_root_mean_square(values, k);
         for (Index l = 0; l < values.cols(); ++l) {
           const auto z = reference::entry(values, k, l) / scale;
@@ -91,13 +91,27 @@ TEST_CASE("packing then unpacking is the identity at every width, with zero padd
   }
 }
 
+TEST_CASE("rows lie in panels of 64, whose bytes take turns") {
+  ComplexMatrix values = reference::complex_gaussian(150, 37, 27);
+  const PolarCodes codes = polar_encode(values, constellation(Codec::ring, 5), false);
+  const Index width = packed_row_bytes(37, 5);
+  std::vector<std::uint8_t> row(width);
+  for (Index k = 0; k < 150; ++k) {
+    pack_codes(codes_of_row(codes, k), 5, row.data());
+    const Index first = k / 64 * 64, panel_rows = std::min<Index>(64, 150 - first);
+    for (Index b = 0; b < width; ++b) {
+      CHECK(codes.packed[first * width + b * panel_rows + k - first] == row[b]);
+    }
+  }
+}
+
 TEST_CASE("any range of rows decodes on its own, to what the encoder wrote back") {
   ComplexMatrix values = reference::complex_gaussian(11, 37, 25);
   const Constellation& points = constellation(Codec::ring, 5);
   const PolarCodes codes = polar_encode(values, points, true);
   CHECK(reference::distance(polar_decode(codes, points), values) == 0.0);
   ComplexMatrix part(4, 37);
-  polar_decode_rows(codes.packed.data(), codes.row_scale.data(), 37, points, 6, 4, part.real(),
+  polar_decode_rows(codes.packed.data(), codes.row_scale.data(), 11, 37, points, 6, 4, part.real(),
                     part.imag());
   for (Index k = 0; k < 4; ++k) {
     for (Index l = 0; l < 37; ++l) {

@@ -204,10 +204,9 @@ TEST_CASE("codes follow the recursion t_j = a_j + sum (a_i - q_i) M_ij in float6
   options.code_bits = 4;
   const JointSolution solution = solve_joint(spectrum, options, {{}, &filter});
   const Constellation& points = constellation(Codec::ring, 4);
-  std::vector<std::uint16_t> codes(n);
   int differing = 0;
   for (Index k = 0; k < rows; ++k) {
-    unpack_codes(solution.codes.packed.data() + k * packed_row_bytes(n, 4), 4, codes);
+    const std::vector<std::uint16_t> codes = codes_of_row(solution.codes, k);
     double energy = 0;
     for (Index l = 0; l < n; ++l) energy += std::norm(reference::entry(spectrum, k, l));
     // chosen at the row's own size, decoded 1 / (1 - D) larger

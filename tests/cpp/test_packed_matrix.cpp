@@ -224,7 +224,7 @@ TEST_CASE("every corruption of stored tensors is refused") {
   SUBCASE("a short header") { bad["header"].pop_back(); }
   SUBCASE("short codes") { bad["codes"].pop_back(); }
   SUBCASE("long codes") { bad["codes"].push_back(std::byte{0}); }
-  SUBCASE("non-zero padding") { bad["codes"][11] |= std::byte{0x80}; }
+  SUBCASE("non-zero padding") { bad["codes"].back() |= std::byte{0x80}; }
   SUBCASE("an infinite row scale") { bad["row_scale"][1] = std::byte{0x7c}; }
   SUBCASE("a negative row scale") { bad["row_scale"][1] |= std::byte{0x80}; }
   SUBCASE("a NaN matrix scale") {

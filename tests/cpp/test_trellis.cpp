@@ -15,11 +15,8 @@ using namespace llava_fa;
 namespace {
 
 std::vector<std::vector<std::uint16_t>> unpacked(const PolarCodes& codes) {
-  const Index row_bytes = packed_row_bytes(codes.cols, codes.code_bits);
-  std::vector<std::vector<std::uint16_t>> rows(codes.rows, std::vector<std::uint16_t>(codes.cols));
-  for (Index k = 0; k < codes.rows; ++k) {
-    unpack_codes(codes.packed.data() + k * row_bytes, codes.code_bits, rows[k]);
-  }
+  std::vector<std::vector<std::uint16_t>> rows;
+  for (Index k = 0; k < codes.rows; ++k) rows.push_back(codes_of_row(codes, k));
   return rows;
 }
 

@@ -48,6 +48,19 @@ def unpack_bits(row: npt.NDArray[np.uint8], count: int, bits: int) -> npt.NDArra
     )
 
 
+def row_bytes(packed: npt.NDArray[np.uint8], row: int) -> npt.NDArray[np.uint8]:
+    """Bytes of one row of (rows, width) packed codes, which lie in panels of 64 rows."""
+    rows, width = packed.shape
+    first = row // 64 * 64
+    panel = np.ravel(packed)[first * width : min(first + 64, rows) * width]
+    return panel.reshape(width, -1)[:, row - first]
+
+
+def unpack_codes(packed: npt.NDArray[np.uint8], length: int, bits: int) -> npt.NDArray[np.int64]:
+    """All codes of a matrix, (rows, length)."""
+    return np.stack([unpack_bits(row_bytes(packed, k), length, bits) for k in range(len(packed))])
+
+
 def points(rings: list[tuple[float, int, float]]) -> Complex:
     """All code points of a constellation in code order."""
     parts = [
@@ -95,7 +108,7 @@ def trellis_entries(
     segments = max(1, h // 256)
     out = np.empty(codes.shape, dtype=np.complex128)
     for s in range(segments):
-        begin, end = s * h // segments, (s + 1) * h // segments
+        begin, end = 256 * s, h if s + 1 == segments else 256 * (s + 1)
         for k in range(begin, end):
             state = np.zeros(codes.shape[1], dtype=np.int64)
             for back in range(-(-state_bits // code_bits)):
@@ -118,14 +131,14 @@ def decode(tensors: dict[str, npt.NDArray[np.generic]], rings: dict[int, Complex
 
     def rows(name: str, scale: str, count: int, length: int, bits: int, table: Complex) -> Complex:
         out = np.empty((count, length), dtype=np.complex128)
+        codes = unpack_codes(np.asarray(tensors[name], dtype=np.uint8), length, bits)
         for k in range(count):
-            codes = unpack_bits(np.asarray(tensors[name][k], dtype=np.uint8), length, bits)
-            out[k] = float(tensors[scale][k]) * table[codes]
+            out[k] = float(tensors[scale][k]) * table[codes[k]]
         return out
 
     if codec == TRELLIS:
         packed = np.asarray(tensors["codes"], dtype=np.uint8)
-        codes = np.stack([unpack_bits(row, n, code_bits) for row in packed])
+        codes = unpack_codes(packed, n, code_bits)
         scale = tensors["row_scale"].astype(np.float64)
         spectrum = scale[:, None] * trellis_entries(codes, code_bits, state_bits)
     else:

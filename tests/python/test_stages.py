@@ -107,10 +107,8 @@ def test_codes_decode_to_the_points_that_the_format_states(codec, code_bits):
     codes, scale = llava_fa.polar_encode(values, code_bits, codec)
     table = reference.points(llava_fa.constellation(codec, code_bits)["rings"])
     decoded = llava_fa.polar_decode(codes, scale, 45, code_bits, codec)
-    for k in range(3):
-        indices = reference.unpack_bits(codes[k], 45, code_bits)
-        expected = float(scale[k]) * table[indices]
-        np.testing.assert_allclose(decoded[k], expected, rtol=2e-6, atol=1e-6)
+    expected = scale.astype(float)[:, None] * table[reference.unpack_codes(codes, 45, code_bits)]
+    np.testing.assert_allclose(decoded, expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("code_bits", "state_bits"), [(1, 8), (4, 10), (5, 12), (8, 12)])
@@ -120,7 +118,7 @@ def test_trellis_codes_decode_to_the_points_that_the_format_states(code_bits, st
     values = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
     codes, scale = llava_fa.polar_encode(values, code_bits, "trellis", state_bits=state_bits)
     decoded = llava_fa.polar_decode(codes, scale, 40, code_bits, "trellis", state_bits=state_bits)
-    unpacked = np.stack([reference.unpack_bits(row, 40, code_bits) for row in codes])
+    unpacked = reference.unpack_codes(codes, 40, code_bits)
     points = reference.trellis_entries(unpacked, code_bits, state_bits)
     np.testing.assert_allclose(decoded, scale.astype(float)[:, None] * points, atol=1e-5)
     # between the Shannon limit and memoryless coding

@@ -137,7 +137,7 @@ class TestDamage:
         name = "model.layers.0.mlp.up_proj"
 
         def set_padding(codes: torch.Tensor) -> torch.Tensor:
-            codes[0, -1] |= 0x80
+            codes[-1, -1] |= 0x80
             return codes
 
         edit_tensor(tmp_path / "out", f"{name}.codes", set_padding)
@@ -195,9 +195,9 @@ class TestDamage:
     def test_future_version(self, packed: Path) -> None:
         path = packed / "config.json"
         config = json.loads(path.read_text())
-        config["quantization_config"]["format_version"] = 2
+        config["quantization_config"]["format_version"] = 3
         path.write_text(json.dumps(config))
-        with pytest.raises(FormatError, match="format version 2"):
+        with pytest.raises(FormatError, match="format version 3"):
             verify_checkpoint(packed)
 
 

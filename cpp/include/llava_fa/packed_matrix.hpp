@@ -17,7 +17,7 @@
 
 namespace llava_fa {
 
-inline constexpr std::int64_t kFormatVersion = 1;
+inline constexpr std::int64_t kFormatVersion = 2;
 inline constexpr Index kHeaderLength = 10;
 // Bounds that keep every size computation far from overflow.
 inline constexpr Index kMaxChannels = Index{1} << 28;
@@ -90,9 +90,10 @@ class PackedMatrix {
   std::span<const std::uint8_t> codes() const;
   // Decoded codes of rows [first_row, first_row + row_count), planes of (row_count, cols).
   void decode_rows(Index first_row, Index row_count, float* real, float* imag) const;
-  // Multipliers of the decoded matrix including signs: (n) and (m).
-  std::vector<float> input_multiplier() const;
-  std::vector<float> output_multiplier() const;
+  // What the channels of the decoded matrix are multiplied with, (n) and (m): signs, scales, and
+  // for the output channels the matrix scale. Computed once; copies of a matrix share them.
+  std::span<const float> input_multiplier() const { return multipliers_->input; }
+  std::span<const float> output_multiplier() const { return multipliers_->output; }
   // (rank, half_rows) and (rank, cols); empty if rank is 0.
   ComplexMatrix low_rank_left() const;
   ComplexMatrix low_rank_right() const;
@@ -102,6 +103,12 @@ class PackedMatrix {
 
  private:
   friend struct PackedMatrixBuilder;
+  struct ChannelMultipliers {
+    std::vector<float> input, output;
+  };
+
+  // Computes what products need besides the stored tensors, once these are complete.
+  void prepare();
   // Place of a tensor in the layout. Throws Error(invalid_argument) if there is none of that name.
   std::size_t index_of(std::string_view name) const;
   static std::shared_ptr<const std::byte> copied(const void* data, Index bytes);
@@ -110,6 +117,7 @@ class PackedMatrix {
   std::vector<TensorLayout> layout_;
   // One per tensor of the layout; copies of a matrix share them, as nothing changes them.
   std::vector<std::shared_ptr<const std::byte>> storage_;
+  std::shared_ptr<const ChannelMultipliers> multipliers_;
 };
 
 struct CompressionOptions {

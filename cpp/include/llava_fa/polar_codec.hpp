@@ -11,9 +11,13 @@
 
 namespace llava_fa {
 
-// Code indices of one matrix. Row k occupies bytes [k * row_bytes, (k+1) * row_bytes); within a row
-// entry l occupies bits [l * code_bits, (l+1) * code_bits) of a little-endian bit stream, and the
-// padding bits of the last byte are zero.
+// Packed rows lie in panels of so many rows, the last of which may have fewer.
+inline constexpr Index kPanelRows = 64;
+
+// Code indices of one matrix. In a row, entry l occupies bits [l * code_bits, (l+1) * code_bits) of
+// a little-endian bit stream, and the padding bits of the last byte are zero. The panel that starts
+// at row k occupies the bytes from k * row_bytes on; within it come byte 0 of all its rows, then
+// byte 1 of all, and so on.
 struct PolarCodes {
   Index rows = 0;
   Index cols = 0;
@@ -34,15 +38,18 @@ constexpr Index packed_row_bytes(Index cols, int code_bits) { return (cols * cod
 PolarCodes polar_encode(ComplexMatrix& values, const Constellation& points, bool write_back,
                         std::span<const float> column_weight = {});
 
-// Decodes rows [first_row, first_row + row_count) into planes of (row_count, cols).
-void polar_decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
-                       const Constellation& points, Index first_row, Index row_count, float* real,
-                       float* imag);
+// Decodes rows [first_row, first_row + row_count) of `rows` into planes of (row_count, cols).
+void polar_decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
+                       Index cols, const Constellation& points, Index first_row, Index row_count,
+                       float* real, float* imag);
 
 ComplexMatrix polar_decode(const PolarCodes& codes, const Constellation& points);
 
-// Bit packing alone, for one row; `codes` < 2^code_bits.
+// Bit packing alone, for one row in order; `codes` < 2^code_bits.
 void pack_codes(std::span<const std::uint16_t> codes, int code_bits, std::uint8_t* packed);
 void unpack_codes(const std::uint8_t* packed, int code_bits, std::span<std::uint16_t> codes);
+
+// The codes of one row of a matrix.
+std::vector<std::uint16_t> codes_of_row(const PolarCodes& codes, Index row);
 
 }  // namespace llava_fa

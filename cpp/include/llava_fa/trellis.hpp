@@ -37,10 +37,12 @@ const Trellis& trellis(int code_bits, int state_bits);
 // The rows of a matrix are cut into segments that are coded on their own, so that threads share a
 // column. Within a segment the code is circular: the rows before the first are the last ones, which
 // spares storing an initial state.
-inline constexpr Index kSegmentRows = 256;
+inline constexpr Index kSegmentRows = 256;  // whole panels
 constexpr Index segment_count(Index rows) { return rows < kSegmentRows ? 1 : rows / kSegmentRows; }
-// First row of segment s; segment_count(rows) gives `rows`.
-constexpr Index segment_begin(Index rows, Index s) { return s * rows / segment_count(rows); }
+// First row of segment s; segment_count(rows) gives `rows`. The last segment takes what is left.
+constexpr Index segment_begin(Index rows, Index s) {
+  return s == segment_count(rows) ? rows : s * kSegmentRows;
+}
 
 // State bits that a matrix of `rows` rows uses: a state holds at most a quarter of its segment,
 // else the circle leaves the search no choice.

@@ -29,6 +29,8 @@ class CpuBackend final : public Backend {
 
   void subtract_from(const ComplexMatrix& from, const float* column_factor, int threads,
                      ComplexMatrix& inout) const override;
+  void transpose(const MatrixView& in, const float* row_factor, const float* col_factor,
+                 int threads, float* out) const override;
   void channel_energies(const MatrixView& values, const float* row_multiplier,
                         const float* col_multiplier, int threads, std::span<double> rows,
                         std::span<double> cols) const override;
@@ -40,9 +42,9 @@ class CpuBackend final : public Backend {
   void encode_rows(ComplexMatrix& values, const Constellation& points, const float* column_weight,
                    bool write_back, int threads, PolarCodes& codes,
                    std::span<double> row_errors) const override;
-  void decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
-                   const Constellation& points, Index row_count, int threads, float* real,
-                   float* imag) const override;
+  void decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
+                   Index cols, const Constellation& points, Index first_row, Index row_count,
+                   int threads, float* real, float* imag) const override;
 
   void decode_trellis_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
                            Index cols, const Trellis& code, Index first_row, Index row_count,

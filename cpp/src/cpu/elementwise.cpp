@@ -46,6 +46,28 @@ void CpuBackend::subtract_from(const ComplexMatrix& from, const float* column_fa
   });
 }
 
+void CpuBackend::transpose(const MatrixView& in, const float* row_factor, const float* col_factor,
+                           int threads, float* out) const {
+  constexpr Index kTileRows = 64, kTileCols = 16;
+  const auto entry = [&](Index i, Index j) {
+    const float row = row_factor != nullptr ? row_factor[i] : 1.0f;
+    return in.row(i)[j] * row * (col_factor != nullptr ? col_factor[j] : 1.0f);
+  };
+  if (in.rows == 1) {
+    for (Index j = 0; j < in.cols; ++j) out[j] = entry(0, j);
+    return;
+  }
+  const double entries = static_cast<double>(in.rows) * static_cast<double>(in.cols);
+  parallel_for(ceil_div(in.rows, kTileRows), step_threads(threads, entries), [&](Index item) {
+    const Index begin = item * kTileRows, end = std::min(in.rows, begin + kTileRows);
+    for (Index j0 = 0; j0 < in.cols; j0 += kTileCols) {
+      for (Index j = j0; j < std::min(in.cols, j0 + kTileCols); ++j) {
+        for (Index i = begin; i < end; ++i) out[j * in.rows + i] = entry(i, j);
+      }
+    }
+  });
+}
+
 void CpuBackend::channel_energies(const MatrixView& values, const float* row_multiplier,
                                   const float* col_multiplier, int threads, std::span<double> rows,
                                   std::span<double> cols) const {

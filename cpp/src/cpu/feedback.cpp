@@ -227,8 +227,9 @@ class SegmentEncoder {
     row_errors[row] = scale_[r] > 0 ? std::max(cost_[r] + change, 0.0) : energy_[r];
     row_energies[row] = energy_[r];
     const Index row_bytes = packed_row_bytes(cols_, codes.code_bits);
-    pack_row(codes_.data() + r * cols_, cols_, codes.code_bits,
-             codes.packed.data() + row * row_bytes);
+    std::vector<std::uint8_t> packed(static_cast<std::size_t>(row_bytes));
+    pack_row(codes_.data() + r * cols_, cols_, codes.code_bits, packed.data());
+    write_row(packed.data(), codes.rows, row_bytes, row, codes.packed.data());
     if (coding_.write_back) write_back(r, static_cast<float>(refitted));
   }
 

@@ -24,26 +24,21 @@ inline const float* point_pairs(const CodedMatrix& matrix) {
 // Indexes of the points of a row: its codes, or the states of a trellis.
 class PointIndexes {
  public:
-  explicit PointIndexes(const CodedMatrix& matrix)
-      : matrix_(matrix), unpacker_(matrix.cols, matrix.code_bits()) {
+  explicit PointIndexes(const CodedMatrix& matrix) {
     if (matrix.trellis != nullptr) {
       states_.emplace(matrix.packed, matrix.rows, matrix.cols, *matrix.trellis);
     } else {
-      codes_.resize(static_cast<std::size_t>(matrix.cols));
+      codes_.emplace(matrix.packed, matrix.rows, matrix.cols, matrix.code_bits());
     }
   }
 
   const std::uint16_t* of_row(Index row) {
-    if (states_) return states_->at(row).data();
-    unpacker_.unpack(matrix_.packed + row * unpacker_.row_bytes(), codes_.data());
-    return codes_.data();
+    return states_ ? states_->at(row).data() : codes_->row(row);
   }
 
  private:
-  const CodedMatrix& matrix_;
-  RowUnpacker unpacker_;
   std::optional<TrellisStates> states_;
-  std::vector<std::uint16_t> codes_;
+  std::optional<RowCodesReader> codes_;
 };
 
 #if defined(__AVX2__)

@@ -152,44 +152,49 @@ void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
                              const float* column_weight, bool write_back, int threads,
                              PolarCodes& codes, std::span<double> row_errors) const {
   const Index cols = values.cols(), row_bytes = packed_row_bytes(cols, points.code_bits);
-  auto encode_row = [&](Index k, std::vector<std::uint16_t>& row_codes) {
+  struct RowCodes {
+    std::vector<std::uint16_t> codes;
+    std::vector<std::uint8_t> packed;
+  };
+  auto encode_row = [&](Index k, RowCodes& row) {
     float* real = values.real() + k * cols;
     float* imag = values.imag() + k * cols;
     const float scale = initial_scale(real, imag, cols, points.codec);
     const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    encode_run(real, imag, cols, inverse, points, row_codes.data());
+    encode_run(real, imag, cols, inverse, points, row.codes.data());
     codes.row_scale[k] =
-        float_to_half(refit_scale(real, imag, row_codes.data(), cols, points, column_weight));
+        float_to_half(refit_scale(real, imag, row.codes.data(), cols, points, column_weight));
     row_errors[k] =
-        finish_row(real, imag, row_codes.data(), cols, half_to_float(codes.row_scale[k]), points,
+        finish_row(real, imag, row.codes.data(), cols, half_to_float(codes.row_scale[k]), points,
                    column_weight, write_back);
-    pack_row(row_codes.data(), cols, points.code_bits, codes.packed.data() + k * row_bytes);
+    pack_row(row.codes.data(), cols, points.code_bits, row.packed.data());
+    write_row(row.packed.data(), codes.rows, row_bytes, k, codes.packed.data());
   };
   parallel_for(
       ceil_div(values.rows(), kRowsPerItem),
       worthwhile_threads(threads, kEncodeNanoseconds * values.count()),
-      [&] { return std::vector<std::uint16_t>(cols); },
-      [&](Index item, std::vector<std::uint16_t>& row_codes) {
+      [&] {
+        return RowCodes{std::vector<std::uint16_t>(cols), std::vector<std::uint8_t>(row_bytes)};
+      },
+      [&](Index item, RowCodes& row) {
         const Index end = std::min(values.rows(), (item + 1) * kRowsPerItem);
-        for (Index k = item * kRowsPerItem; k < end; ++k) encode_row(k, row_codes);
+        for (Index k = item * kRowsPerItem; k < end; ++k) encode_row(k, row);
       });
 }
 
-void CpuBackend::decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index cols,
-                             const Constellation& points, Index row_count, int threads, float* real,
-                             float* imag) const {
-  const RowUnpacker unpacker(cols, points.code_bits);
+void CpuBackend::decode_rows(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
+                             Index cols, const Constellation& points, Index first_row,
+                             Index row_count, int threads, float* real, float* imag) const {
   parallel_for(
       ceil_div(row_count, kRowsPerItem),
       worthwhile_threads(threads, kDecodeNanoseconds * row_count * cols),
-      [&] { return std::vector<std::uint16_t>(cols); },
-      [&](Index item, std::vector<std::uint16_t>& codes) {
+      [&] { return RowCodesReader(packed, rows, cols, points.code_bits); },
+      [&](Index item, RowCodesReader& codes) {
         const Index end = std::min(row_count, (item + 1) * kRowsPerItem);
         for (Index k = item * kRowsPerItem; k < end; ++k) {
-          unpacker.unpack(packed + k * unpacker.row_bytes(), codes.data());
-          const float scale = half_to_float(row_scale[k]);
-          decode_points(codes.data(), cols, points.point_pairs.data(), scale, real + k * cols,
-                        imag + k * cols);
+          const float scale = half_to_float(row_scale[first_row + k]);
+          decode_points(codes.row(first_row + k), cols, points.point_pairs.data(), scale,
+                        real + k * cols, imag + k * cols);
         }
       });
 }

@@ -1,5 +1,6 @@
 // Products of points with entries of x in fixed point, as tables that stay in registers: sixteen
-// values per table, each byte of the values in a plane of its own.
+// values per table, cut in planes of a few bits, one byte each; and the loop over a matrix's
+// panels.
 #pragma once
 
 #if defined(__AVX2__)
@@ -11,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "code_tile.hpp"
+#include "code_tiles.hpp"
 #include "coded_product.hpp"
 #include "parallel.hpp"
 
@@ -29,11 +30,12 @@ struct ProductTable {
 };
 
 // Tables of `groups` groups; every kBlock of them share one step, the value of the last bit.
-// Bytes of group g: kBytes planes of the real parts, lowest byte first, then of the imaginary ones.
-template <int kBytes, Index kBlock>
+// Bytes of group g: kPlanes planes of the real parts, lowest bits first, then of the imaginary
+// ones. The last plane keeps all bits that are left, so that values may be signed.
+template <int kPlanes, int kPlaneBits, Index kBlock>
 class FixedPointTables {
  public:
-  static constexpr Index kGroupBytes = 2 * kBytes * kTableSize;
+  static constexpr Index kGroupBytes = 2 * kPlanes * kTableSize;
 
   explicit FixedPointTables(Index groups)
       : bytes_(std::make_unique_for_overwrite<std::uint8_t[]>(
@@ -55,7 +57,7 @@ class FixedPointTables {
       products(g, table);
       std::uint8_t* planes = bytes_.get() + g * kGroupBytes;
       write(table.real, inverse, bias, planes);
-      write(table.imag, inverse, bias, planes + kBytes * kTableSize);
+      write(table.imag, inverse, bias, planes + kPlanes * kTableSize);
     }
   }
 
@@ -67,16 +69,16 @@ class FixedPointTables {
       return _mm256_add_epi32(rounded, _mm256_set1_epi32(bias));
     };
     __m256i first = fixed(values), second = fixed(values + 8);
-    const __m256i low_byte = _mm256_set1_epi32(255);
-    for (int b = 0; b < kBytes; ++b) {
-      __m256i words = _mm256_packus_epi32(_mm256_and_si256(first, low_byte),
-                                          _mm256_and_si256(second, low_byte));
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const __m256i kept = _mm256_set1_epi32(plane + 1 < kPlanes ? (1 << kPlaneBits) - 1 : 255);
+      __m256i words =
+          _mm256_packus_epi32(_mm256_and_si256(first, kept), _mm256_and_si256(second, kept));
       words = _mm256_permute4x64_epi64(words, 0xd8);  // packing works within halves
       _mm_storeu_si128(
-          reinterpret_cast<__m128i*>(planes + b * kTableSize),
+          reinterpret_cast<__m128i*>(planes + plane * kTableSize),
           _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-      first = _mm256_srli_epi32(first, 8);
-      second = _mm256_srli_epi32(second, 8);
+      first = _mm256_srai_epi32(first, kPlaneBits);
+      second = _mm256_srai_epi32(second, kPlaneBits);
     }
   }
 
@@ -89,39 +91,57 @@ inline __m256i load_table(const std::uint8_t* table) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
 }
 
-// Tables of a tile serve so many panels of rows while they are near.
-inline constexpr Index kPanelsPerItem = 4;
+// Real and imaginary sums of 32 rows, eight rows per register in the kernel's own order.
+using RowSums = __m256[2][4];
 
-// body(first_row, panels) for groups of up to kPanelsPerItem panels of 32 rows.
-template <typename Body>
-void for_panels(Index rows, int threads, Body body) {
-  const Index panels = ceil_div(rows, kTileRows);
-  parallel_for(ceil_div(panels, kPanelsPerItem), threads, [&](Index item) {
-    const Index first = item * kPanelsPerItem;
-    body(first * kTileRows, std::min(kPanelsPerItem, panels - first));
-  });
-}
+// Which row each lane of RowSums holds.
+using RowOrder = std::uint8_t[kVectorRows];
 
-// Real and imaginary sums of the 32 rows of a panel, as unpacking leaves them: rows {0-3, 16-19},
-// {4-7, 20-23}, {8-11, 24-27} and {12-15, 28-31}.
-using PanelSums = __m256[2][4];
-
-// y of the panel's rows = factor · row scale · sums.
-inline void store_panel(const PanelSums& sums, float factor, const CodedMatrix& matrix,
-                        Index first_row, VectorSpan y) {
-  alignas(32) float ordered[2][kTileRows];
+// y of 32 rows = factor · row scale · sums.
+inline void store_rows(const RowSums& sums, const RowOrder& order, float factor,
+                       const CodedMatrix& matrix, Index first_row, VectorSpan y) {
+  alignas(32) float lanes[2][kVectorRows];
   for (int component = 0; component < 2; ++component) {
     for (Index part = 0; part < 4; ++part) {
-      const __m256 sum = sums[component][part];
-      _mm_store_ps(ordered[component] + 4 * part, _mm256_castps256_ps128(sum));
-      _mm_store_ps(ordered[component] + 16 + 4 * part, _mm256_extractf128_ps(sum, 1));
+      _mm256_store_ps(lanes[component] + 8 * part, sums[component][part]);
     }
   }
-  for (Index r = 0; r < std::min(kTileRows, matrix.rows - first_row); ++r) {
-    const float scale = factor * half_to_float(matrix.row_scale[first_row + r]);
-    y.real[first_row + r] = scale * ordered[0][r];
-    y.imag[first_row + r] = scale * ordered[1][r];
+  for (Index lane = 0; lane < kVectorRows; ++lane) {
+    const Index row = first_row + order[lane];
+    if (row >= matrix.rows) continue;
+    const float scale = factor * half_to_float(matrix.row_scale[row]);
+    y.real[row] = scale * lanes[0][lane];
+    y.imag[row] = scale * lanes[1][lane];
   }
+}
+
+// All products of a matrix. `Kernel` has kOrder, tiles(), factor() and add_tile(codes, t, sums) for
+// 32 rows of tile t.
+template <typename Kernel>
+void multiply_panels(const Kernel& kernel, const CodedMatrix& matrix, int threads, VectorSpan y) {
+  constexpr Index kMostPanels = 2;  // that share a tile's tables while these are near
+  constexpr Index kMostVectors = kMostPanels * kPanelRows / kVectorRows;
+  const Index panels = ceil_div(matrix.rows, kPanelRows);
+  const Index item_rows = kPanelRows * std::clamp(panels / (4 * threads), Index{1}, kMostPanels);
+  const CodeTiles& tiles = kernel.tiles();
+  parallel_for(
+      ceil_div(matrix.rows, item_rows), threads, [] { return CodeTiles::Scratch(); },
+      [&](Index item, CodeTiles::Scratch& scratch) {
+        const Index begin = item * item_rows, end = std::min(matrix.rows, begin + item_rows);
+        RowSums sums[kMostVectors] = {};
+        for (Index t = 0; t < tiles.count(); ++t) {
+          for (Index first = begin; first < end; first += kPanelRows) {
+            const std::uint8_t* codes = tiles.tile(first, t, scratch);
+            for (Index row = first; row < std::min(end, first + kPanelRows); row += kVectorRows) {
+              kernel.add_tile(codes + row - first, t, sums[(row - begin) / kVectorRows]);
+            }
+          }
+        }
+        for (Index row = begin; row < end; row += kVectorRows) {
+          store_rows(sums[(row - begin) / kVectorRows], Kernel::kOrder, kernel.factor(), matrix,
+                     row, y);
+        }
+      });
 }
 
 }  // namespace llava_fa::cpu

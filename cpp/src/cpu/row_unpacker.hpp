@@ -1,4 +1,4 @@
-// Codes of a row as numbers, several at a time where the processor can.
+// Codes of packed rows as numbers, several at a time where the processor can.
 #pragma once
 
 #if defined(__AVX2__)
@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../bit_packing.hpp"
+#include "../code_panels.hpp"
 #include "llava_fa/types.hpp"
 
 namespace llava_fa::cpu {
@@ -99,6 +100,26 @@ class RowUnpacker {
 #if defined(__AVX2__)
   FieldWidening widening_;
 #endif
+};
+
+// Codes of the rows of a packed matrix, most of them in order.
+class RowCodesReader {
+ public:
+  RowCodesReader(const std::uint8_t* packed, Index rows, Index cols, int code_bits)
+      : unpacker_(cols, code_bits),
+        reader_(packed, rows, unpacker_.row_bytes()),
+        codes_(static_cast<std::size_t>(cols)) {}
+
+  // Valid until the next call.
+  const std::uint16_t* row(Index k) {
+    unpacker_.unpack(reader_.row(k), codes_.data());
+    return codes_.data();
+  }
+
+ private:
+  RowUnpacker unpacker_;
+  RowReader reader_;
+  std::vector<std::uint16_t> codes_;
 };
 
 }  // namespace llava_fa::cpu

@@ -33,12 +33,12 @@ struct Workspace {
 
 // omega_k / sqrt(length): Parseval weight and unitary normalization in one factor.
 std::vector<float> row_factors(Index length, bool inverse) {
-  std::vector<float> factors(half_rows(length));
   const double norm = 1.0 / std::sqrt(static_cast<double>(length));
-  for (Index k = 0; k < half_rows(length); ++k) {
-    const double weight = parseval_weight(k, length) == 1.0f ? 1.0 : std::sqrt(2.0);
-    factors[k] = static_cast<float>(inverse ? norm / weight : norm * weight);
-  }
+  const double weight = std::sqrt(2.0);
+  std::vector<float> factors(static_cast<std::size_t>(half_rows(length)),
+                             static_cast<float>(inverse ? norm / weight : norm * weight));
+  factors.front() = static_cast<float>(norm);
+  if (length % 2 == 0) factors.back() = static_cast<float>(norm);
   return factors;
 }
 

@@ -1,132 +1,198 @@
 // Table products: codes of up to six bits. The products of all points with an entry of x are few
 // enough to be looked up in registers.
 //
-// 1. Codes are read in fields: half bytes for codes of up to four bits, where one field may hold
-//    those of several columns and stands for the sum of their products; bytes for five and six.
-//    Per field, its 16, 32 or 64 possible values in fixed point (FixedPointTables).
-// 2. Per panel of 32 rows and tile of 64 bytes: every field looks up its value, byte by byte, by
-//    in-register permutes; the bytes of two fields are added to 16 bits, which 64 pairs cannot
-//    overflow.
-// 3. Per tile the sums of bytes are put together and become float32.
+// 1. Codes are read in fields: half bytes for codes of one, two and four bits, where one field may
+//    hold those of several columns and stands for the sum of their products; else one code each.
+//    Per field, its 16, 32 or 64 possible values in fixed point (FixedPointTables), 7 bits per
+//    plane: two values add up within a byte.
+// 2. Per 32 rows and tile of up to 128 fields: every field looks up its value, plane by plane, by
+//    in-register permutes; sums of two are added to 16 bits, which a tile cannot overflow.
+// 3. Per tile the sums of planes are put together and become float32.
 #include "coded_product.hpp"
 
 #if defined(__AVX2__)
 
-#include "code_tile.hpp"
 #include "parallel.hpp"
 #include "product_tables.hpp"
 
 namespace llava_fa::cpu {
 namespace {
 
-constexpr Index kMostColumns = 4;  // of one field
-constexpr Index kMostTables = 4;
-constexpr double kNanosecondsPerField = 0.3;
+constexpr int kPlaneBits = 7;
+constexpr double kNanosecondsPerField = 0.05;
 
-// How a matrix is read in fields.
-struct FieldLayout {
-  explicit FieldLayout(const CodedMatrix& matrix)
-      : code_bits(matrix.constellation->code_bits),
-        field_bits(code_bits <= 4 ? 4 : 8),
-        columns(code_bits <= 4 && code_bits != 3 ? 4 / code_bits : 1),
-        tile_bytes(kTileBytes * columns * code_bits / field_bits),
-        row_bytes(packed_row_bytes(matrix.cols, code_bits)),
-        tiles(ceil_div(row_bytes, tile_bytes)),
-        widening(code_bits, field_bits) {}
+// How codes of kBits bits are read in fields. The smallest number of bytes that ends with a field's
+// end holds a group of them.
+template <int kBits>
+struct Fields {
+  static constexpr int kFieldBits = kBits <= 2 ? 4 : kBits;
+  static constexpr Index kColumns = kFieldBits / kBits;  // of one field
+  static constexpr Index kTables = kBits <= 4 ? 1 : Index{1} << (kBits - 4);
+  static constexpr Index kGroupBytes = kFieldBits % 2 != 0 ? kFieldBits : kFieldBits / 2;
+  static constexpr Index kGroupFields = 8 * kGroupBytes / kFieldBits;
+  static constexpr Index kTileFields = 128 / kTables;  // whose tables fit the first cache
+  static constexpr Index kTileBytes = kTileFields / kGroupFields * kGroupBytes;
+  static_assert(kGroupFields % 4 == 0 && kTileBytes <= kMostTileBytes);
 
-  int code_bits;
-  int field_bits;
-  Index columns;     // of one field
-  Index tile_bytes;  // stored bytes of one tile's row
-  Index row_bytes;
-  Index tiles;
-  FieldWidening widening;
+  // Field i of a group for 32 rows.
+  static __m256i field(const __m256i (&bytes)[kGroupBytes], Index i) {
+    const Index byte = i * kFieldBits / 8;
+    const int shift = static_cast<int>(i * kFieldBits % 8), low_bits = 8 - shift;
+    const int mask = (1 << kFieldBits) - 1;
+    const __m256i low =
+        _mm256_and_si256(_mm256_srli_epi16(bytes[byte], shift),
+                         _mm256_set1_epi8(static_cast<char>(mask & ((1 << low_bits) - 1))));
+    if (kFieldBits <= low_bits) return low;
+    const __m256i high =
+        _mm256_and_si256(_mm256_slli_epi16(bytes[byte + 1], low_bits),
+                         _mm256_set1_epi8(static_cast<char>(mask & ~((1 << low_bits) - 1))));
+    return _mm256_or_si256(low, high);
+  }
 };
 
-// Sums over fields of values of kBytes bytes each, for the real and the imaginary part.
-template <int kBytes>
-class ByteSums {
+// Looks up 32 fields in one, two or four tables of sixteen bytes.
+template <Index kTables>
+class Selector {
  public:
-  // Adds byte plane p of two fields' values.
-  void add(int p, __m256i first, __m256i second) {
-    const __m256i ones = _mm256_set1_epi8(1);
-    even_[p] =
-        _mm256_add_epi16(even_[p], _mm256_maddubs_epi16(_mm256_unpacklo_epi8(first, second), ones));
-    odd_[p] =
-        _mm256_add_epi16(odd_[p], _mm256_maddubs_epi16(_mm256_unpackhi_epi8(first, second), ones));
+  Selector() = default;
+  // Each table gets the low four bits of the fields that it holds and a set top bit, for which
+  // permutes give zero, of the others: adding up is cheaper than choosing.
+  explicit Selector(__m256i fields) {
+    index_[0] = fields;
+    if constexpr (kTables > 1) {
+      for (Index j = 0; j < kTables; ++j) {
+        const __m256i first = _mm256_set1_epi8(static_cast<char>(j * kTableSize));
+        index_[j] = _mm256_adds_epu8(_mm256_xor_si256(fields, first), _mm256_set1_epi8(0x70));
+      }
+    }
+  }
+
+  // Tables lie `stride` bytes apart.
+  __m256i look_up(const std::uint8_t* tables, Index stride) const {
+    __m256i sum = _mm256_shuffle_epi8(load_table(tables), index_[0]);
+    for (Index j = 1; j < kTables; ++j) {
+      sum = _mm256_add_epi8(sum, _mm256_shuffle_epi8(load_table(tables + j * stride), index_[j]));
+    }
+    return sum;
+  }
+
+ private:
+  __m256i index_[kTables];
+};
+
+// Sums over fields of values of kPlanes planes each, for the real and the imaginary part.
+template <int kPlanes>
+class PlaneSums {
+ public:
+  // Lanes of finish: rows 0, 2, 4, 6, 16, ...; 8, 10, ...; 1, 3, ...; 9, 11, ...
+  static constexpr RowOrder kOrder = {0, 2, 4, 6, 16, 18, 20, 22, 8, 10, 12, 14, 24, 26, 28, 30,
+                                      1, 3, 5, 7, 17, 19, 21, 23, 9, 11, 13, 15, 25, 27, 29, 31};
+
+  // Adds the sums of some fields, one byte per row each, to plane p.
+  template <std::size_t kSums>
+  void add(int p, const __m256i (&sums)[kSums]) {
+    __m256i words = sums[0], odd = _mm256_srli_epi16(sums[0], 8);
+    for (std::size_t i = 1; i < kSums; ++i) {
+      words = _mm256_add_epi16(words, sums[i]);
+      odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sums[i], 8));
+    }
+    words_[p] = _mm256_add_epi16(words_[p], words);
+    odd_[p] = _mm256_add_epi16(odd_[p], odd);
   }
 
   // sums += step · (values - bias), `bias` being that of all values together.
-  void finish(float step, std::int32_t bias, PanelSums& sums) const {
-    const __m256i zero = _mm256_setzero_si256();
+  void finish(float step, std::int32_t bias, RowSums& sums) const {
     for (int component = 0; component < 2; ++component) {
-      __m256i parts[4] = {};
-      for (int p = (component + 1) * kBytes - 1; p >= component * kBytes; --p) {
-        const __m256i widened[4] = {
-            _mm256_unpacklo_epi16(even_[p], zero), _mm256_unpackhi_epi16(even_[p], zero),
-            _mm256_unpacklo_epi16(odd_[p], zero), _mm256_unpackhi_epi16(odd_[p], zero)};
-        for (int i = 0; i < 4; ++i) {
-          parts[i] = _mm256_add_epi32(_mm256_slli_epi32(parts[i], 8), widened[i]);
-        }
+      __m256i even[kPlanes], odd[kPlanes];
+      for (int p = 0; p < kPlanes; ++p) {
+        odd[p] = odd_[component * kPlanes + p];
+        even[p] = _mm256_sub_epi16(words_[component * kPlanes + p], _mm256_slli_epi16(odd[p], 8));
       }
-      for (int i = 0; i < 4; ++i) {
-        const __m256i value = _mm256_sub_epi32(parts[i], _mm256_set1_epi32(bias));
-        sums[component][i] =
-            _mm256_fmadd_ps(_mm256_cvtepi32_ps(value), _mm256_set1_ps(step), sums[component][i]);
-      }
+      accumulate(even, step, bias, sums[component]);
+      accumulate(odd, step, bias, sums[component] + 2);
     }
   }
 
  private:
-  // 16-bit sums: rows 0 to 7 and 16 to 23 in one register, the others in the next.
-  __m256i even_[2 * kBytes] = {}, odd_[2 * kBytes] = {};
+  static void accumulate(const __m256i (&planes)[kPlanes], float step, std::int32_t bias,
+                         __m256* sums) {
+    const __m256i weights = _mm256_set1_epi32((1 << (16 + kPlaneBits)) | 1);
+    __m256i values[2] = {_mm256_madd_epi16(_mm256_unpacklo_epi16(planes[0], planes[1]), weights),
+                         _mm256_madd_epi16(_mm256_unpackhi_epi16(planes[0], planes[1]), weights)};
+    if constexpr (kPlanes == 3) {
+      const __m256i zero = _mm256_setzero_si256();
+      const __m256i top[2] = {_mm256_unpacklo_epi16(planes[2], zero),
+                              _mm256_unpackhi_epi16(planes[2], zero)};
+      for (int i = 0; i < 2; ++i) {
+        values[i] = _mm256_add_epi32(values[i], _mm256_slli_epi32(top[i], 2 * kPlaneBits));
+      }
+    }
+    for (int i = 0; i < 2; ++i) {
+      const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(values[i], _mm256_set1_epi32(bias)));
+      sums[i] = _mm256_fmadd_ps(value, _mm256_set1_ps(step), sums[i]);
+    }
+  }
+
+  __m256i words_[2 * kPlanes] = {};  // sums of words: those of even rows, modulo 2^16
+  __m256i odd_[2 * kPlanes] = {};    // sums of odd rows
 };
 
-// kTables tables of sixteen values per field: more than one for fields of bytes.
-template <int kBytes, int kTables>
+template <int kBits, int kPlanes>
 class TableProduct {
  public:
-  static constexpr Index kTileFields = kTables == 1 ? 2 * kTileBytes : kTileBytes;
-  using Tables = FixedPointTables<kBytes, kTileFields * kTables>;
-  static constexpr Index kFieldBytes = kTables * Tables::kGroupBytes;
-  static constexpr std::int32_t kBias = 1 << (8 * kBytes - 1);
-  // Rounding in float32 may carry a value a little beyond this, but not beyond its bytes.
-  static constexpr std::int32_t kLargest = kBias - 1 - (kBias >> 16);
+  static constexpr const RowOrder& kOrder = PlaneSums<kPlanes>::kOrder;
 
   TableProduct(const CodedMatrix& matrix, VectorView x, int threads)
       : matrix_(matrix),
-        layout_(matrix),
+        tiles_(matrix, Layout::kTileBytes),
         largest_point_(matrix.constellation->rings.back().radius),
-        tables_(layout_.tiles * kTileFields * kTables) {
+        tables_(tiles_.count() * Layout::kTileFields * Layout::kTables) {
     expand_points();
-    parallel_for(layout_.tiles, threads, [&](Index tile) { fill_tile(tile, x); });
+    parallel_for(tiles_.count(), threads, [&](Index tile) { fill_tile(tile, x); });
   }
 
-  // y of the rows [first_row, first_row + 32 panels).
-  void multiply_panels(Index first_row, Index panels, VectorSpan y) const {
-    PanelSums sums[kPanelsPerItem] = {};
-    CodeTile tile;
-    for (Index t = 0; t < layout_.tiles; ++t) {
-      for (Index panel = 0; panel < panels; ++panel) {
-        load(tile, first_row + panel * kTileRows, t);
-        add_tile(tile, t, sums[panel]);
+  const CodeTiles& tiles() const { return tiles_; }
+  float factor() const { return 1.0f; }
+
+  void add_tile(const std::uint8_t* codes, Index tile, RowSums& sums) const {
+    PlaneSums<kPlanes> planes;
+    const std::uint8_t* tables = tables_.group(tile * Layout::kTileFields * Layout::kTables);
+    for (Index b = 0; b < Layout::kTileBytes; b += Layout::kGroupBytes) {
+      __m256i bytes[Layout::kGroupBytes];
+      for (Index i = 0; i < Layout::kGroupBytes; ++i) {
+        prefetch_codes(codes + (b + i) * kPanelRows);
+        bytes[i] = load_bytes(codes + (b + i) * kPanelRows);
+      }
+#pragma GCC unroll 8
+      for (Index i = 0; i < Layout::kGroupFields; i += kAtOnce, tables += kAtOnce * kFieldBytes) {
+        Selected fields[kAtOnce];
+        for (Index j = 0; j < kAtOnce; ++j) fields[j] = Selected(Layout::field(bytes, i + j));
+        add_fields(fields, tables, planes);
       }
     }
-    for (Index panel = 0; panel < panels; ++panel) {
-      store_panel(sums[panel], 1.0f, matrix_, first_row + panel * kTileRows, y);
-    }
+    planes.finish(tables_.step(tile), static_cast<std::int32_t>(Layout::kTileFields) * kBias, sums);
   }
 
  private:
+  using Layout = Fields<kBits>;
+  using Selected = Selector<Layout::kTables>;
+  // Fields that are looked up together: as many as leave registers for the sums.
+  static constexpr Index kAtOnce = Layout::kTables == 4 ? 2 : 4;
+  using Tables = FixedPointTables<kPlanes, kPlaneBits, Layout::kTileFields * Layout::kTables>;
+  static constexpr Index kFieldBytes = Layout::kTables * Tables::kGroupBytes;
+  static constexpr std::int32_t kBias = 1 << (kPlaneBits * kPlanes - 1);
+  // Rounding in float32 may carry a value a little beyond this, but not beyond its bits.
+  static constexpr std::int32_t kLargest = kBias - 1 - (kBias >> 16);
+
   // points_[j] holds the point of the j-th code in every field; with more than one table, the
   // points of the codes from 16 j on.
   void expand_points() {
     const Constellation& points = *matrix_.constellation;
-    const int last = (1 << layout_.code_bits) - 1;
-    for (Index j = 0; j < (kTables == 1 ? layout_.columns : kTables); ++j) {
+    constexpr Index kLast = (Index{1} << kBits) - 1;
+    for (Index j = 0; j < kPointTables; ++j) {
       for (Index value = 0; value < kTableSize; ++value) {
-        const Index code = kTables == 1 ? (value >> (j * layout_.code_bits)) & last
-                                        : std::min<Index>(j * kTableSize + value, last);
+        const Index code = Layout::kTables == 1 ? (value >> (j * kBits)) & kLast
+                                                : std::min<Index>(j * kTableSize + value, kLast);
         points_[j].real[value] = points.point_real[code];
         points_[j].imag[value] = points.point_imag[code];
       }
@@ -139,19 +205,20 @@ class TableProduct {
 
   void fill_tile(Index tile, VectorView x) {
     float bound = 0;
-    for (Index field = tile * kTileFields; field < (tile + 1) * kTileFields; ++field) {
+    for (Index field = tile * Layout::kTileFields; field < (tile + 1) * Layout::kTileFields;
+         ++field) {
       float magnitude = 0;
-      for (Index l = field * layout_.columns; l < (field + 1) * layout_.columns; ++l) {
+      for (Index l = field * Layout::kColumns; l < (field + 1) * Layout::kColumns; ++l) {
         const float re = at(x.real, l), im = at(x.imag, l);
         magnitude += std::sqrt(re * re + im * im);
       }
       bound = std::max(bound, magnitude * largest_point_);
     }
     tables_.fill(tile, bound, kLargest, kBias, [&](Index group, ProductTable& table) {
-      const Index first_column = group / kTables * layout_.columns;
+      const Index first_column = group / Layout::kTables * Layout::kColumns;
       __m256 real[2] = {}, imag[2] = {};
-      for (Index j = 0; j < layout_.columns; ++j) {
-        const ProductTable& points = points_[kTables == 1 ? j : group % kTables];
+      for (Index j = 0; j < Layout::kColumns; ++j) {
+        const ProductTable& points = points_[Layout::kTables == 1 ? j : group % Layout::kTables];
         const __m256 re = _mm256_set1_ps(at(x.real, first_column + j));
         const __m256 im = _mm256_set1_ps(at(x.imag, first_column + j));
         for (int half = 0; half < 2; ++half) {
@@ -170,74 +237,44 @@ class TableProduct {
     });
   }
 
-  void load(CodeTile& tile, Index first_row, Index t) const {
-    const Index first_byte = t * layout_.tile_bytes;
-    if (layout_.tile_bytes == kTileBytes) {
-      tile.load(matrix_.packed, matrix_.rows, layout_.row_bytes, first_row, first_byte);
-    } else {
-      tile.load_widened(matrix_.packed, matrix_.rows, layout_.row_bytes, first_row, first_byte,
-                        layout_.widening);
+  // Adds the values of a few fields.
+  static void add_fields(const Selected (&fields)[kAtOnce], const std::uint8_t* tables,
+                         PlaneSums<kPlanes>& planes) {
+#pragma GCC unroll 6
+    for (int p = 0; p < 2 * kPlanes; ++p) {
+      __m256i sums[kAtOnce / 2];
+      for (Index j = 0; j < kAtOnce; j += 2) {
+        const std::uint8_t* plane = tables + j * kFieldBytes + p * kTableSize;
+        sums[j / 2] =
+            _mm256_add_epi8(fields[j].look_up(plane, Tables::kGroupBytes),
+                            fields[j + 1].look_up(plane + kFieldBytes, Tables::kGroupBytes));
+      }
+      planes.add(p, sums);
     }
   }
 
-  void add_tile(const CodeTile& tile, Index t, PanelSums& sums) const {
-    ByteSums<kBytes> bytes;
-    const std::uint8_t* tables = tables_.group(t * kTileFields * kTables);
-    if constexpr (kTables == 1) {
-      const __m256i low_nibble = _mm256_set1_epi8(15);
-      for (Index b = 0; b < kTileBytes; ++b, tables += 2 * kFieldBytes) {
-        const __m256i codes = tile.column(b);
-        const __m256i low = _mm256_and_si256(codes, low_nibble);
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low_nibble);
-        for (int p = 0; p < 2 * kBytes; ++p) {
-          bytes.add(p, look_up(tables, p, low), look_up(tables + kFieldBytes, p, high));
-        }
-      }
-    } else {
-      for (Index b = 0; b < kTileBytes; b += 2, tables += 2 * kFieldBytes) {
-        const __m256i first = tile.column(b), second = tile.column(b + 1);
-        for (int p = 0; p < 2 * kBytes; ++p) {
-          bytes.add(p, look_up(tables, p, first), look_up(tables + kFieldBytes, p, second));
-        }
-      }
-    }
-    bytes.finish(tables_.step(t), static_cast<std::int32_t>(kTileFields) * kBias, sums);
-  }
-
-  // Byte p of the values of 32 fields, each below 16 · kTables.
-  static __m256i look_up(const std::uint8_t* tables, int p, __m256i fields) {
-    const auto in_table = [&](Index j) {  // by the low four bits
-      const std::uint8_t* table = tables + j * Tables::kGroupBytes + p * kTableSize;
-      return _mm256_shuffle_epi8(load_table(table), fields);
-    };
-    if constexpr (kTables == 1) return in_table(0);
-    const __m256i fifth_bit = _mm256_slli_epi16(fields, 3);  // on top of each byte
-    const __m256i lower = _mm256_blendv_epi8(in_table(0), in_table(1), fifth_bit);
-    if constexpr (kTables == 2) return lower;
-    const __m256i upper = _mm256_blendv_epi8(in_table(2), in_table(3), fifth_bit);
-    return _mm256_blendv_epi8(lower, upper, _mm256_slli_epi16(fields, 2));
-  }
+  static constexpr Index kPointTables = Layout::kTables == 1 ? Layout::kColumns : Layout::kTables;
 
   const CodedMatrix& matrix_;
-  FieldLayout layout_;
-  ProductTable points_[std::max(kMostColumns, kMostTables)] = {};
+  CodeTiles tiles_;
+  ProductTable points_[kPointTables] = {};
   float largest_point_;
   Tables tables_;
 };
 
-template <int kBytes, int kTables>
+template <int kPlanes>
 void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
-  const TableProduct<kBytes, kTables> product(matrix, x, threads);
-  for_panels(matrix.rows, threads,
-             [&](Index first_row, Index panels) { product.multiply_panels(first_row, panels, y); });
-}
-
-template <int kBytes>
-void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
+  const auto with_bits = [&]<int kBits>() {
+    const TableProduct<kBits, kPlanes> product(matrix, x, threads);
+    multiply_panels(product, matrix, threads, y);
+  };
   switch (matrix.constellation->code_bits) {
-    case 5: return multiply<kBytes, 2>(matrix, x, threads, y);
-    case 6: return multiply<kBytes, 4>(matrix, x, threads, y);
-    default: return multiply<kBytes, 1>(matrix, x, threads, y);
+    case 1: return with_bits.template operator()<1>();
+    case 2: return with_bits.template operator()<2>();
+    case 3: return with_bits.template operator()<3>();
+    case 4: return with_bits.template operator()<4>();
+    case 5: return with_bits.template operator()<5>();
+    default: return with_bits.template operator()<6>();
   }
 }
 
@@ -249,9 +286,8 @@ bool table_products_apply(const CodedMatrix& matrix) {
 
 void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                         VectorSpan y) {
-  const double fields =
-      double(matrix.rows) * double(matrix.cols) / double(FieldLayout(matrix).columns);
-  const int team = step_threads(threads, kNanosecondsPerField * fields);
+  const double entries = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
+  const int team = step_threads(threads, kNanosecondsPerField * entries);
   if (precision == Precision::half) {
     multiply<2>(matrix, x, team, y);
   } else {

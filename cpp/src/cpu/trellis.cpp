@@ -137,11 +137,9 @@ void ViterbiSearch::search(const float* target_real, const float* target_imag, c
 
 TrellisStates::TrellisStates(const std::uint8_t* packed, Index rows, Index cols,
                              const Trellis& code)
-    : packed_(packed),
-      rows_(rows),
-      unpacker_(cols, code.code_bits),
+    : rows_(rows),
+      codes_(packed, rows, cols, code.code_bits),
       code_(code),
-      codes_(static_cast<std::size_t>(cols)),
       states_(static_cast<std::size_t>(cols)) {}
 
 const std::vector<std::uint16_t>& TrellisStates::at(Index row) {
@@ -155,10 +153,9 @@ const std::vector<std::uint16_t>& TrellisStates::at(Index row) {
 }
 
 void TrellisStates::push(Index row) {
-  unpacker_.unpack(packed_ + row * unpacker_.row_bytes(), codes_.data());
+  const std::uint16_t* codes = codes_.row(row);
   const auto mask = static_cast<std::uint16_t>((1u << code_.state_bits) - 1);
   const int bits = code_.code_bits;
-  const std::uint16_t* codes = codes_.data();
   std::uint16_t* states = states_.data();
   for (std::size_t l = 0; l < states_.size(); ++l) {
     states[l] = static_cast<std::uint16_t>(((states[l] << bits) | codes[l]) & mask);
@@ -167,8 +164,7 @@ void TrellisStates::push(Index row) {
 
 // Rebuilds the states from the rows before, circularly within the row's segment.
 void TrellisStates::enter(Index row) {
-  Index segment = row * segment_count(rows_) / rows_;
-  while (segment_begin(rows_, segment + 1) <= row) ++segment;
+  const Index segment = std::min(row / kSegmentRows, segment_count(rows_) - 1);
   const Index begin = segment_begin(rows_, segment);
   end_ = segment_begin(rows_, segment + 1);
   const Index length = end_ - begin;

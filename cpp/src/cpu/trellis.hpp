@@ -55,11 +55,9 @@ class TrellisStates {
   void push(Index row);
   void enter(Index row);
 
-  const std::uint8_t* packed_;
   Index rows_;
-  RowUnpacker unpacker_;
+  RowCodesReader codes_;
   const Trellis& code_;
-  std::vector<std::uint16_t> codes_;
   std::vector<std::uint16_t> states_;
   Index next_ = -1;  // row whose states follow from the present ones
   Index end_ = -1;   // of the present segment
