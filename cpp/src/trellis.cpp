@@ -1,72 +1,63 @@
-// Trellis code: design of the points, checks and the public entry points; the Viterbi search and
+// Trellis code: the points, checks and the public entry points; the Viterbi search and
 // the decoder are the backend's.
 #include "llava_fa/trellis.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <memory>
 #include <mutex>
-#include <numbers>
 
 #include "backend.hpp"
 #include "checks.hpp"
 #include "code_book.hpp"
 #include "llava_fa/runtime.hpp"
+#include "trellis_tables.hpp"
 
 namespace llava_fa {
 namespace {
 
-constexpr std::uint32_t kGolden = 2654435761u;  // 2^32 / golden ratio
-
-// Odd multipliers by state bits: from 8 on the best of about a hundred drawn at random, by the
-// distortion of 2 to 8 code bits on a Gaussian; 0.2 to 2.5 % better than the golden ratio's.
-constexpr std::array<std::uint32_t, kMaxStateBits + 1> kMultipliers = {
-    kGolden, kGolden, kGolden, kGolden, kGolden, kGolden, kGolden, kGolden, 95,
-    5023,    3905,    20639,   43489,   11135,   15375,   205665,  kGolden};
-
-// A bijection of the states that leaves no structure between neighbours in the trellis: multiply,
-// fold the upper half onto the lower, multiply.
-std::uint32_t hashed(std::uint32_t state, int state_bits) {
-  const std::uint32_t odd = kMultipliers[state_bits];
-  const std::uint32_t mask = (std::uint32_t{1} << state_bits) - 1;
-  std::uint32_t h = (state * odd) & mask;
-  h ^= h >> std::max(1, state_bits / 2);
-  return (h * odd) & mask;
-}
-
-// Root mean squares of a Rayleigh magnitude within equally probable intervals, scaled to a total
-// power of 1 - 2^-B: what an ideal code of B bits reproduces of a unit-power source.
-std::vector<double> quantile_magnitudes(int count, int code_bits) {
-  std::vector<double> magnitudes(count);
-  const double power = 1.0 - std::exp2(-code_bits);
-  // With t = rho^2 exponential, the mean of t over tail probabilities [a, b] is the difference of
-  // x - x log x divided by b - a.
-  const auto integral = [](double x) { return x > 0 ? x - x * std::log(x) : 0.0; };
-  for (int i = 0; i < count; ++i) {
-    const double b = 1.0 - static_cast<double>(i) / count;
-    const double a = 1.0 - static_cast<double>(i + 1) / count;
-    magnitudes[i] = std::sqrt(power * (integral(b) - integral(a)) * count);
+// table[i][n]: the exclusive or of the columns of nibble i's bits that are set in n, cut to one
+// byte from bit `first` on.
+std::array<std::array<std::uint8_t, 16>, kMaxStateBits / 4> nibble_table(
+    const std::array<std::uint16_t, kMaxStateBits>& column, int first) {
+  std::array<std::array<std::uint8_t, 16>, kMaxStateBits / 4> table = {};
+  for (int bit = 0; bit < kMaxStateBits; ++bit) {
+    for (int n = 0; n < 16; ++n) {
+      if (n >> (bit % 4) & 1) {
+        table[bit / 4][n] ^= static_cast<std::uint8_t>(column[bit] >> first);
+      }
+    }
   }
-  return magnitudes;
+  return table;
 }
 
-Trellis design(int code_bits, int state_bits) {
+Trellis built(int code_bits, int state_bits) {
+  const TrellisTables& tables = trellis_tables(code_bits);
   Trellis out;
   out.code_bits = code_bits;
   out.state_bits = state_bits;
-  const int magnitude_bits = state_bits / 2, phase_bits = state_bits - magnitude_bits;
-  const std::vector<double> magnitudes = quantile_magnitudes(1 << magnitude_bits, code_bits);
-  const std::uint32_t states = std::uint32_t{1} << state_bits, phases = 1u << phase_bits;
-  for (std::uint32_t s = 0; s < states; ++s) {
-    const std::uint32_t h = hashed(s, state_bits);
-    const std::uint32_t ring = h >> phase_bits;
-    // odd rings are turned by half a phase, as in the ring constellations
-    const double phase = (h % phases) + 0.5 * (ring % 2);
-    const double angle = 2.0 * std::numbers::pi * phase / phases;
-    out.point_real.push_back(static_cast<float>(magnitudes[ring] * std::cos(angle)));
-    out.point_imag.push_back(static_cast<float>(magnitudes[ring] * std::sin(angle)));
-    out.point_pairs.insert(out.point_pairs.end(), {out.point_real.back(), out.point_imag.back()});
-    out.point_energy.push_back(static_cast<float>(magnitudes[ring] * magnitudes[ring]));
+  out.coarse_index = nibble_table(tables.column, 0);
+  out.fine_index = nibble_table(tables.column, 8);
+  out.coarse = tables.coarse;
+  out.fine = tables.fine;
+  out.has_fine = std::ranges::any_of(tables.fine, [](int level) { return level != 0; });
+  out.fine_shift = tables.fine_shift;
+  const auto level = [&](int i, int j) {
+    return std::ldexp(static_cast<float>((tables.coarse[i] << tables.fine_shift) + tables.fine[j]),
+                      -(kLevelBits + tables.fine_shift));
+  };
+  for (std::uint32_t state = 0; state < std::uint32_t{1} << state_bits; ++state) {
+    std::uint8_t c = 0, f = 0;
+    for (int i = 0; i < kMaxStateBits / 4; ++i) {
+      c ^= out.coarse_index[i][state >> (4 * i) & 15];
+      f ^= out.fine_index[i][state >> (4 * i) & 15];
+    }
+    const float real = level(c & 15, f & 15), imag = level(c >> 4, f >> 4);
+    out.point_real.push_back(real);
+    out.point_imag.push_back(imag);
+    out.point_pairs.insert(out.point_pairs.end(), {real, imag});
+    out.point_energy.push_back(real * real + imag * imag);
   }
   return out;
 }
@@ -84,7 +75,7 @@ const Trellis& trellis(int code_bits, int state_bits) {
       cache;
   const std::lock_guard lock(mutex);
   std::unique_ptr<Trellis>& entry = cache[code_bits][state_bits];
-  if (!entry) entry = std::make_unique<Trellis>(design(code_bits, state_bits));
+  if (!entry) entry = std::make_unique<Trellis>(built(code_bits, state_bits));
   return *entry;
 }
 

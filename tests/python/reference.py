@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
@@ -70,30 +73,32 @@ def points(rings: list[tuple[float, int, float]]) -> Complex:
     return np.concatenate(parts)
 
 
-TRELLIS_MULTIPLIERS = {
-    8: 95,
-    9: 5023,
-    10: 3905,
-    11: 20639,
-    12: 43489,
-    13: 11135,
-    14: 15375,
-    15: 205665,
-}
+FORMAT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
+
+
+def trellis_tables(code_bits: int) -> tuple[list[int], list[int], list[int], int]:
+    """Columns, coarse and fine levels and the shift of one code size, from docs/format.md."""
+    text = FORMAT.read_text(encoding="utf-8").split("<!-- end of trellis -->")[0]
+    row = text.split(f"**`trellis`, {code_bits} bits**")[1].split("**`")[0]
+    cells = dict(re.findall(r"^- (\w+): (.*)$", row, re.M))
+    levels = {name: [int(x) for x in cells[name].split()] for name in ("coarse", "fine", "shift")}
+    columns = [int(x, 16) for x in cells["columns"].split()]
+    return columns, levels["coarse"], levels["fine"], levels["shift"][0]
 
 
 def trellis_points(code_bits: int, state_bits: int) -> Complex:
-    """The point of every trellis state by the formula of docs/format.md."""
-    mask, low = 2**state_bits - 1, state_bits - state_bits // 2
-    count = 2 ** (state_bits // 2)
-    odd = TRELLIS_MULTIPLIERS.get(state_bits, 2654435761)
-    x = (np.arange(2**state_bits) * odd) & mask
-    x = ((x ^ (x >> max(1, state_bits // 2))) * odd) & mask
-    ring, phase = x >> low, x & (2**low - 1)
-    edges = 1.0 - np.arange(count + 1) / count
-    g = np.where(edges > 0, edges - edges * np.log(np.maximum(edges, 1e-300)), 0.0)
-    radius = np.sqrt((1.0 - 2.0**-code_bits) * count * -np.diff(g))
-    return np.asarray(radius[ring] * np.exp(2j * np.pi * (phase + ring % 2 / 2) / 2**low))
+    """The point of every trellis state by the rule of docs/format.md."""
+    columns, coarse, fine, shift = trellis_tables(code_bits)
+    states = np.arange(2**state_bits)
+    index = np.zeros_like(states)
+    for bit in range(state_bits):
+        index ^= (states >> bit & 1) * columns[bit]
+    nibble = [index >> (4 * i) & 15 for i in range(4)]
+    real, imag = (
+        np.take(coarse, nibble[part]) / 32 + np.take(fine, nibble[part + 2]) / (32 << shift)
+        for part in (0, 1)
+    )
+    return np.asarray(real + 1j * imag)
 
 
 def trellis_entries(

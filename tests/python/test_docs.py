@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 FORMAT = ROOT / "docs" / "format.md"
 START, END = "<!-- constellations -->", "<!-- end of constellations -->"
-PATH = re.compile(r"`((?:cpp|cuda|bindings|python|tests|bench|docs|examples)/[A-Za-z0-9_./-]+)`")
+FOLDERS = "cpp|cuda|bindings|python|tests|tools|bench|docs|examples"
+PATH = re.compile(rf"`((?:{FOLDERS})/[A-Za-z0-9_./-]+)`")
 
 
 def constellation_tables() -> str:

@@ -127,6 +127,17 @@ def test_trellis_codes_decode_to_the_points_that_the_format_states(code_bits, st
     assert 2.0**-code_bits < distortion < memoryless
 
 
+@pytest.mark.parametrize("code_bits", range(1, 9))
+@pytest.mark.parametrize("state_bits", [8, 13, 16])
+def test_any_trellis_codes_decode_to_the_documented_points(code_bits, state_bits):
+    rng = np.random.default_rng(5)
+    packed = rng.integers(0, 256, (300, 8 * code_bits), dtype=np.uint8)
+    scale = np.ones(300, dtype=np.float16)
+    decoded = llava_fa.polar_decode(packed, scale, 64, code_bits, "trellis", state_bits=state_bits)
+    codes = np.stack([reference.unpack_bits(row, 64, code_bits) for row in packed])
+    np.testing.assert_array_equal(decoded, reference.trellis_entries(codes, code_bits, state_bits))
+
+
 def test_decode_checks_the_sizes():
     values = llava_fa.half_spectrum(gaussian((8, 10)))
     codes, scale = llava_fa.polar_encode(values, 5)

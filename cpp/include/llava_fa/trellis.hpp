@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -16,20 +17,33 @@ inline constexpr int kMinStateBits = 8;
 inline constexpr int kMaxStateBits = 16;
 inline constexpr int kMaxTrellisCodeBits = 8;
 inline constexpr int kDefaultStateBits = 12;
+inline constexpr int kLevelBits = 5;  // coarse levels are multiples of 2^-5
 
 // 2^state_bits complex points, one per state. The state of an entry is the last `state_bits` bits
-// of its column's codes, newest in the low bits; every entry adds `code_bits` of them. A point is
-// polar: half of the hashed state picks a Rayleigh quantile, the other half a phase.
+// of its column's codes, newest in the low bits; every entry adds `code_bits` of them.
+//
+// A point follows from look-ups in tables of 16 entries, whatever the number of states. With n_i
+// the i-th nibble of the state, newest first,
+//   c = coarse_index[0][n_0] ^ ... ^ coarse_index[3][n_3],  f likewise from fine_index,
+//   real = level(c & 15, f & 15),  imag = level(c >> 4, f >> 4),
+//   level(i, j) = (coarse[i] 2^fine_shift + fine[j]) 2^-(kLevelBits + fine_shift).
+// Both indices are linear over GF(2), so the nibbles that a shorter state lacks drop out.
 struct Trellis {
   int code_bits = 0;
   int state_bits = 0;
+  std::array<std::array<std::uint8_t, 16>, kMaxStateBits / 4> coarse_index = {};
+  std::array<std::array<std::uint8_t, 16>, kMaxStateBits / 4> fine_index = {};
+  std::array<std::int8_t, 16> coarse = {};
+  std::array<std::int8_t, 16> fine = {};
+  bool has_fine = false;            // else `fine` is zero and `fine_index` of no effect
+  int fine_shift = 0;               // 0: coarse + fine fits a byte too
   std::vector<float> point_real;    // 2^state_bits, relative to the row's root mean square
   std::vector<float> point_imag;    // 2^state_bits
   std::vector<float> point_pairs;   // the same, real and imaginary parts in turn
   std::vector<float> point_energy;  // |point|^2
 };
 
-// Designed once per (code_bits, state_bits) and cached; thread-safe.
+// Built once per (code_bits, state_bits) and cached; thread-safe.
 // Throws Error(invalid_argument) unless 1 <= code_bits <= 8 and code_bits <= state_bits <= 16.
 // Matrices ask for 8 bits or more (kMinStateBits) and get fewer only in a short segment.
 const Trellis& trellis(int code_bits, int state_bits);
