@@ -9,9 +9,10 @@ and shapes. Afterwards each is checked, and with ``runtime="dense"`` decoded int
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -35,6 +36,24 @@ from .packed_checkpoint import (
 from .shards import TensorEntry, read_header
 
 Runtime = Literal["dense", "packed"]
+RUNTIME_VARIABLE = "LLAVA_FA_RUNTIME"
+
+
+def default_runtime() -> Runtime:
+    """Return what compressed layers become where nobody says it.
+
+    Raises
+    ------
+    ValueError
+        The environment variable holds something else.
+    """
+    return _checked_runtime(os.environ.get(RUNTIME_VARIABLE, "dense"), RUNTIME_VARIABLE)
+
+
+def _checked_runtime(runtime: Any, name: str) -> Runtime:
+    if runtime not in get_args(Runtime):
+        raise ValueError(f"{name} is {runtime!r}, expected one of {get_args(Runtime)}")
+    return cast(Runtime, runtime)
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -51,7 +70,8 @@ class LlavaFaConfig(QuantizationConfigMixin):
         What compressed layers become when the model is loaded: ``"dense"``, ordinary ``nn.Linear``
         with the decoded weight, or ``"packed"``, :class:`FourierLinear`, which keeps the memory
         small. Not stored; to choose, give ``quantization_config=LlavaFaConfig(runtime="packed")``
-        to ``from_pretrained``, which takes everything else from the checkpoint.
+        to ``from_pretrained``, which takes everything else from the checkpoint. None: what the
+        environment variable ``LLAVA_FA_RUNTIME`` says, else dense.
 
     Raises
     ------
@@ -66,13 +86,13 @@ class LlavaFaConfig(QuantizationConfigMixin):
         format_version: int = FORMAT_VERSION,
         config: Mapping[str, Any] | None = None,
         modules: Mapping[str, Any] | None = None,
-        runtime: Runtime = "dense",
+        runtime: Runtime | None = None,
         **_unknown: Any,
     ) -> None:
         check_version(format_version, "quantization_config")
-        if runtime not in get_args(Runtime):
-            raise ValueError(f"runtime is {runtime!r}, expected one of {get_args(Runtime)}")
-        self.runtime = runtime
+        self.runtime = (
+            default_runtime() if runtime is None else _checked_runtime(runtime, "runtime")
+        )
         self.quant_method: Any = QUANT_METHOD
         self.format_version = format_version
         self.config = config or {}

@@ -240,7 +240,7 @@ class TestDamage:
     def folder(self, packed_folder: Path, tmp_path: Path) -> Path:
         return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
 
-    @pytest.mark.parametrize("runtime", ["fast", None, 1])
+    @pytest.mark.parametrize("runtime", ["fast", "", 1])
     def test_unknown_runtime(self, runtime: Any) -> None:
         expected = re.escape(f"runtime is {runtime!r}, expected one of ('dense', 'packed')")
         with pytest.raises(ValueError, match=expected):
