@@ -22,8 +22,10 @@ class PackedWeight:
     """Stands where ``nn.Linear`` has its weight, and says why there is none to whoever wants it.
 
     ``device``, ``dtype`` and ``requires_grad`` are those of the codes, which libraries ask of any
-    weight.
+    weight; transformers initializes at random what is not marked as read.
     """
+
+    _is_hf_initialized = True
 
     def __init__(self, codes: Tensor) -> None:
         self.device, self.dtype, self.requires_grad = codes.device, codes.dtype, False
@@ -36,13 +38,6 @@ class PackedWeight:
         )
 
 
-class _PackedWeightOfLayer:
-    """The attribute; one of the instance comes first, as transformers' loading needs it."""
-
-    def __get__(self, layer: FourierLinear | None, owner: type) -> Any:
-        return self if layer is None else PackedWeight(layer.get_buffer("codes"))
-
-
 class FourierLinear(nn.Linear):
     """``y = x Wᵀ + b`` with W (m, n) kept as its stored tensors.
 
@@ -50,7 +45,7 @@ class FourierLinear(nn.Linear):
     state dict holds exactly what a compressed checkpoint stores. They are not trained, and keep
     their types when the layer is cast. Gradients pass through to the activations and the bias, so
     adapters can be trained around the layer; libraries of adapters recognize what they adapt by
-    its being an ``nn.Linear``. There is no ``weight`` to merge an adapter into, and using it says so.
+    its being an ``nn.Linear``. There is no ``weight`` to merge into, and using it says so.
 
     Parameters
     ----------
@@ -72,8 +67,6 @@ class FourierLinear(nn.Linear):
     >>> torch.allclose(layer(x), x @ layer.dense().T, atol=1e-4)
     True
     """
-
-    weight: Any = _PackedWeightOfLayer()
 
     def __init__(
         self,
@@ -122,6 +115,11 @@ class FourierLinear(nn.Linear):
     def stored_tensors(self) -> dict[str, Tensor]:
         """Return the buffers that hold the matrix, by their suffixes of ``docs/format.md``."""
         return {name: self.get_buffer(name) for name in self._stored_names}
+
+    @property
+    def weight(self) -> PackedWeight:  # type: ignore[override]
+        """No weight, but what explains that, and tells the device and what else libraries ask."""
+        return PackedWeight(self.get_buffer("codes"))
 
     def dense(self) -> Tensor:
         """Return the decoded weight, (m, n) float32, on the layer's device."""
