@@ -86,14 +86,14 @@ llava_fa_status llava_fa_set_num_threads(int count) {
   return guarded([&] { llava_fa::set_num_threads(count); });
 }
 
-llava_fa_status llava_fa_matrix_open(const llava_fa_tensor* tensors, size_t count,
-                                     llava_fa_ownership ownership, llava_fa_matrix** matrix) {
+llava_fa_status llava_fa_matrix_open(const llava_fa_tensor* tensors, size_t count, int ownership,
+                                     llava_fa_matrix** matrix) {
   if (matrix != nullptr) *matrix = nullptr;
   return guarded([&] {
     require_pointer(tensors, "tensors");
     require_pointer(matrix, "matrix");
     llava_fa::require_argument(ownership == LLAVA_FA_COPY || ownership == LLAVA_FA_BORROW,
-                               "ownership is ", static_cast<int>(ownership), ", expected 0 or 1");
+                               "ownership is ", ownership, ", expected 0 or 1");
     std::vector<llava_fa::TensorView> views;
     for (size_t i = 0; i < count; ++i) {
       views.push_back(view_of(tensors[i], ownership == LLAVA_FA_BORROW));
@@ -128,14 +128,13 @@ llava_fa_status llava_fa_matrix_decode(const llava_fa_matrix* matrix, float* wei
 }
 
 llava_fa_status llava_fa_matrix_multiply(const llava_fa_matrix* matrix, const float* activations,
-                                         size_t activation_count, size_t tokens,
-                                         llava_fa_precision precision, float* output,
-                                         size_t output_count) {
+                                         size_t activation_count, size_t tokens, int precision,
+                                         float* output, size_t output_count) {
   return guarded([&] {
     require_pointer(matrix, "matrix");
     const llava_fa::MatrixSpec& spec = matrix->packed.spec();
     llava_fa::require_argument(precision == LLAVA_FA_SINGLE || precision == LLAVA_FA_HALF,
-                               "precision is ", static_cast<int>(precision), ", expected 0 or 1");
+                               "precision is ", precision, ", expected 0 or 1");
     llava_fa::require_argument(tokens <= static_cast<size_t>(llava_fa::kMaxChannels), "tokens is ",
                                tokens, ", expected at most ", llava_fa::kMaxChannels);
     require_count("activation_count", activation_count, tokens * static_cast<size_t>(spec.cols));

@@ -2,6 +2,7 @@
 #include "llava_fa/runtime.hpp"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <array>
@@ -12,11 +13,15 @@
 
 #include "backend.hpp"
 #include "checks.hpp"
+#include "process.hpp"
 
 namespace llava_fa {
 namespace {
 
 std::atomic<int> requested_threads{0};
+
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 int default_threads() {
   if (const char* text = std::getenv("OMP_NUM_THREADS")) {
@@ -95,6 +100,8 @@ int num_threads() {
   const int requested = requested_threads;
   return requested > 0 ? requested : by_default;
 }
+
+bool in_forked_process() { return forked; }
 
 std::string cpu_variant() { return loaded_variant().name; }
 

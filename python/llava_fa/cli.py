@@ -33,6 +33,7 @@ examples:
   llava-fa inspect small
   llava-fa verify small --source llava-1.5-7b-hf
   llava-fa generate small --image cat.jpg --prompt "What is in the picture?"
+  llava-fa serve small --runtime packed
   llava-fa decompress small dense --dtype bfloat16
   llava-fa demo
 """
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_verify(commands)
     _add_generate(commands)
+    _add_serve(commands)
     _add_demo(commands)
     return parser
 
@@ -283,12 +285,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--image", metavar="FILE")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    parser.add_argument(
-        "--runtime",
-        choices=("dense", "packed"),
-        default="dense",
-        help="decode the weights at loading, or multiply with the codes (default: %(default)s)",
-    )
+    _add_runtime(parser)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -306,6 +303,37 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         print(json.dumps({"answer": answer}))
+    return 0
+
+
+def _add_serve(commands: Any) -> None:
+    text = "Serve a compressed folder to OpenAI clients, by transformers' own server."
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "serve",
+        help=text,
+        description=f"{text} FOLDER and all options but ours are those of `transformers serve`.",
+        usage="%(prog)s [-h] [--runtime {dense,packed}] FOLDER [OPTION ...]",
+        epilog="example:\n  llava-fa serve small --runtime packed --host 127.0.0.1 --port 8000\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_serve, verbose=False)
+    _add_runtime(parser)
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        choices=("dense", "packed"),
+        help="decode the weights at loading, or multiply with the codes "
+        "(default: LLAVA_FA_RUNTIME, else dense)",
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from .serve import serve
+
+    serve(arguments.further, arguments.runtime)
     return 0
 
 
@@ -339,7 +367,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, further = parser.parse_known_args(argv)
+    if further and arguments.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(further)}")
+    arguments.further = further
     with warnings.catch_warnings():
         _quiet(arguments)
         try:

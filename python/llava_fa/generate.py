@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import TextStreamer
 
 from .capture import load_processor, prompt_text
 from .errors import CheckpointError
-from .hf import LlavaFaConfig
+from .hf import LlavaFaConfig, Runtime, default_runtime
 from .loading import load_model
 
 
@@ -21,7 +21,7 @@ def generate_answer(
     image: str | os.PathLike[str] | None = None,
     *,
     max_new_tokens: int = 64,
-    runtime: Literal["dense", "packed"] = "dense",
+    runtime: Runtime | None = None,
     stream: bool = False,
 ) -> str:
     """Load a checkpoint and return the model's answer, decoded greedily.
@@ -37,11 +37,13 @@ def generate_answer(
     max_new_tokens
         Longest answer.
     runtime
-        ``"dense"`` decodes a compressed checkpoint at loading; ``"packed"`` keeps it packed.
+        ``"dense"`` decodes a compressed checkpoint at loading; ``"packed"`` keeps it packed. None:
+        what ``LLAVA_FA_RUNTIME`` says, else dense.
     stream
         Print the answer on standard output word by word, as it comes.
     """
-    options = {"quantization_config": LlavaFaConfig(runtime=runtime)} if runtime != "dense" else {}
+    chosen = runtime is not None and runtime != default_runtime()  # else dense folders are refused
+    options = {"quantization_config": LlavaFaConfig(runtime=runtime)} if chosen else {}
     model = load_model(folder, dtype="auto", **options)
     processor = load_processor(folder)
     return answer(model, processor, prompt, image, max_new_tokens=max_new_tokens, stream=stream)

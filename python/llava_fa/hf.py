@@ -8,10 +8,12 @@ and shapes. Afterwards each is checked, and with ``runtime="dense"`` decoded int
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .config import CompressionConfig
 from .errors import FormatError
 from .matrix import CompressedMatrix
 from .matrix_spec import MatrixSpec
@@ -33,13 +36,36 @@ from .packed_checkpoint import (
     unpack,
 )
 from .shards import TensorEntry, read_header
+from .while_loading import CompressWhileLoading
 
 Runtime = Literal["dense", "packed"]
+RUNTIME_VARIABLE = "LLAVA_FA_RUNTIME"
+
+
+def default_runtime(otherwise: Runtime = "dense") -> Runtime:
+    """Return what compressed layers become where nobody says it.
+
+    Raises
+    ------
+    ValueError
+        The environment variable holds something else.
+    """
+    return _checked_runtime(os.environ.get(RUNTIME_VARIABLE, otherwise), RUNTIME_VARIABLE)
+
+
+def _checked_runtime(runtime: Any, name: str) -> Runtime:
+    if runtime not in get_args(Runtime):
+        raise ValueError(f"{name} is {runtime!r}, expected one of {get_args(Runtime)}")
+    return cast(Runtime, runtime)
 
 
 @register_quantization_config(QUANT_METHOD)
 class LlavaFaConfig(QuantizationConfigMixin):
-    """The ``quantization_config`` of a compressed checkpoint.
+    """The ``quantization_config`` of a compressed checkpoint, or of one to compress while loading.
+
+    ``from_pretrained(DENSE, quantization_config=LlavaFaConfig(bits=4))`` compresses without data as
+    it reads, the layers that :func:`compress_checkpoint` compresses, and to the same bytes;
+    ``save_pretrained`` then writes a compressed checkpoint.
 
     Parameters
     ----------
@@ -51,14 +77,19 @@ class LlavaFaConfig(QuantizationConfigMixin):
         What compressed layers become when the model is loaded: ``"dense"``, ordinary ``nn.Linear``
         with the decoded weight, or ``"packed"``, :class:`FourierLinear`, which keeps the memory
         small. Not stored; to choose, give ``quantization_config=LlavaFaConfig(runtime="packed")``
-        to ``from_pretrained``, which takes everything else from the checkpoint.
+        to ``from_pretrained``, which takes everything else from the checkpoint. None: what the
+        environment variable ``LLAVA_FA_RUNTIME`` says, else dense for a compressed checkpoint, and
+        packed for one that is compressed while loading.
+    **options
+        Of :class:`CompressionConfig`, for compressing while loading: ``bits`` and what else differs
+        from the defaults. Without any, names that this version does not know are ignored.
 
     Raises
     ------
     FormatError
         The format version is not one that this library reads.
     ValueError
-        The runtime is neither.
+        The runtime is neither, or an option of compression is unknown or out of its range.
     """
 
     def __init__(
@@ -66,13 +97,14 @@ class LlavaFaConfig(QuantizationConfigMixin):
         format_version: int = FORMAT_VERSION,
         config: Mapping[str, Any] | None = None,
         modules: Mapping[str, Any] | None = None,
-        runtime: Runtime = "dense",
-        **_unknown: Any,
+        runtime: Runtime | None = None,
+        **options: Any,
     ) -> None:
         check_version(format_version, "quantization_config")
-        if runtime not in get_args(Runtime):
-            raise ValueError(f"runtime is {runtime!r}, expected one of {get_args(Runtime)}")
-        self.runtime = runtime
+        self.compression = _compression(options)
+        if runtime is None:
+            runtime = default_runtime("packed" if self.compression else "dense")
+        self.runtime = _checked_runtime(runtime, "runtime")
         self.quant_method: Any = QUANT_METHOD
         self.format_version = format_version
         self.config = config or {}
@@ -89,14 +121,23 @@ class LlavaFaConfig(QuantizationConfigMixin):
         return {"runtime": self.runtime}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``config.json`` stores: all but the choice of this process."""
+        """Return what ``config.json`` stores: all but the choices of this process."""
         values: dict[str, Any] = super().to_dict()
-        del values["runtime"]
+        del values["runtime"], values["compression"]
         return values
 
     def specs(self) -> dict[str, MatrixSpec]:
         """Return the checked descriptions by module name."""
         return parse_specs(self.modules, "quantization_config")
+
+
+def _compression(options: dict[str, Any]) -> CompressionConfig | None:
+    """Return the settings to compress with, if any of them is given."""
+    known = {field.name for field in dataclasses.fields(CompressionConfig)}
+    if known.isdisjoint(options):
+        return None
+    options.pop("quant_method", None)  # transformers passes it on
+    return CompressionConfig.from_dict(options)
 
 
 # transformers asks only the classes listed here for what a caller may choose.
@@ -109,6 +150,7 @@ class LlavaFaQuantizer(HfQuantizer):
     """Swaps, checks and decodes; transformers does the reading."""
 
     quantization_config: LlavaFaConfig
+    _compress: CompressWhileLoading | None = None
 
     def is_serializable(self) -> bool:
         """Whether the loaded model can be saved: dense or as it was stored, so yes."""
@@ -120,16 +162,29 @@ class LlavaFaQuantizer(HfQuantizer):
         return True
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to compress while loading, which transformers asks of some methods."""
-        if not self.pre_quantized:
+        """Refuse a dense checkpoint unless it is to be compressed while loading."""
+        if not self.pre_quantized and self.quantization_config.compression is None:
             raise FormatError(
-                "from_pretrained cannot compress a dense checkpoint; use "
-                "llava_fa.compress_checkpoint(SOURCE, OUTPUT) and load OUTPUT"
+                "the checkpoint is dense; compress it with llava_fa.compress_checkpoint(SOURCE, "
+                "OUTPUT) and load OUTPUT, or while loading with LlavaFaConfig(bits=4)"
             )
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Whether a tensor is to be compressed while loading."""
+        return self._compress is not None and self._compress.wants(param_name)
+
+    def get_quantize_ops(self) -> CompressWhileLoading | None:
+        """Return what compresses such a tensor."""
+        return self._compress
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
+        compression = self.quantization_config.compression
+        if not self.pre_quantized and compression is not None:
+            packed = self.quantization_config.runtime == "packed"
+            self._compress = CompressWhileLoading(model, checkpoint_files, compression, packed)
+            return
         specs = self.quantization_config.specs()
         if checkpoint_files:
             _check_files(specs, checkpoint_files)
@@ -143,13 +198,14 @@ class LlavaFaQuantizer(HfQuantizer):
         self.quantization_config.modules = swapped
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if self._compress is not None:
+            return self._compressed(model, self._compress)
         dtype = model.config.dtype or torch.get_default_dtype()
         stays_packed = self.quantization_config.runtime == "packed"
         if stays_packed:
             # Else transformers saves under the names of old checkpoints; ours are the module names.
             model._weight_conversions = []
         for name, packed in list(_packed_layers(model)):
-            packed.__dict__.pop("weight", None)  # see `_stand_in`
             matrix = _loaded_matrix(name, packed)
             if stays_packed:
                 continue
@@ -160,6 +216,21 @@ class LlavaFaQuantizer(HfQuantizer):
                 hooks.add_hook_to_module(linear, packed._hf_hook)
             model.set_submodule(name, linear)
             del packed, matrix
+        return model
+
+    def _compressed(self, model: Any, compress: CompressWhileLoading) -> Any:
+        """Finish a model that was compressed while loading: it becomes like one that was stored."""
+        compress.check()
+        if self.quantization_config.dequantize:
+            remove: Any = self.remove_quantization_config
+            remove(model)
+            return model
+        model._weight_conversions = []  # as above
+        # The caller's own stays as it is, for further checkpoints.
+        self.quantization_config = model.config.quantization_config = LlavaFaConfig(
+            config=compress.settings.to_dict(), modules=compress.specs, runtime="packed"
+        )
+        self._compress, self.pre_quantized = None, True
         return model
 
 
@@ -235,16 +306,4 @@ def _swap(model: nn.Module, name: str, spec: MatrixSpec) -> None:
     layer.register_parameter("bias", module.bias)
     # Nothing of it may be initialized at random; what was not read is an error.
     layer._is_hf_initialized = True
-    _stand_in(layer)
     model.set_submodule(name, layer)
-
-
-def _stand_in(layer: FourierLinear) -> None:
-    """Give the layer a weight for the time of loading, without memory and not in its state dict.
-
-    SigLIP's attention, among others, initializes the weights of its linear layers itself, unless
-    they are marked as read; it does not expect that there are none.
-    """
-    weight: Any = torch.empty(layer.out_features, layer.in_features, device="meta")
-    weight._is_hf_initialized = True
-    layer.__dict__["weight"] = weight  # nn.Module would refuse a tensor that is no parameter

@@ -18,6 +18,26 @@ _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 _DEVICES = ("cpu", "meta")
 
 
+class PackedWeight:
+    """Stands where ``nn.Linear`` has its weight, and says why there is none to whoever wants it.
+
+    ``device``, ``dtype`` and ``requires_grad`` are those of the codes, which libraries ask of any
+    weight; transformers initializes at random what is not marked as read.
+    """
+
+    _is_hf_initialized = True
+
+    def __init__(self, codes: Tensor) -> None:
+        self.device, self.dtype, self.requires_grad = codes.device, codes.dtype, False
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"weight.{name}: a FourierLinear has no dense weight; layer.dense() decodes it, and to "
+            "change it, as merging an adapter does, load the model with "
+            "quantization_config=LlavaFaConfig(runtime='dense')"
+        )
+
+
 class FourierLinear(nn.Linear):
     """``y = x Wᵀ + b`` with W (m, n) kept as its stored tensors.
 
@@ -25,7 +45,7 @@ class FourierLinear(nn.Linear):
     state dict holds exactly what a compressed checkpoint stores. They are not trained, and keep
     their types when the layer is cast. Gradients pass through to the activations and the bias, so
     adapters can be trained around the layer; libraries of adapters recognize what they adapt by
-    its being an ``nn.Linear``. ``weight`` is None: there is nothing to merge an adapter into.
+    its being an ``nn.Linear``. There is no ``weight`` to merge into, and using it says so.
 
     Parameters
     ----------
@@ -62,7 +82,6 @@ class FourierLinear(nn.Linear):
         self._description = json.dumps(spec.to_dict())
         for name, (stored_dtype, shape) in spec.tensors().items():
             self.register_buffer(name, torch.zeros(shape, dtype=stored_dtype, device=device))
-        self.register_parameter("weight", None)
         values = torch.zeros(self.out_features, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if values is None else nn.Parameter(values))
 
@@ -98,9 +117,9 @@ class FourierLinear(nn.Linear):
         return {name: self.get_buffer(name) for name in self._stored_names}
 
     @property
-    def qweight(self) -> Tensor:
-        """The codes, by the name that peft asks a layer without ``weight`` for its device."""
-        return self.get_buffer("codes")
+    def weight(self) -> PackedWeight:  # type: ignore[override]
+        """No weight, but what explains that, and tells the device and what else libraries ask."""
+        return PackedWeight(self.get_buffer("codes"))
 
     def dense(self) -> Tensor:
         """Return the decoded weight, (m, n) float32, on the layer's device."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .bit_plan import BitPlan
 from .config import CompressionConfig
@@ -13,6 +13,9 @@ from .modules import build_meta_model, check_loadable, map_layers
 from .packed_checkpoint import QUANT_METHOD
 from .recipe import Recipe
 from .shards import Checkpoint, TensorEntry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _WEIGHT_DTYPES = frozenset(("F64", "F32", "F16", "BF16"))
 
@@ -43,10 +46,18 @@ class Plan:
         return replace(self, matrices=matrices, limits=limits)
 
 
-def make_plan(checkpoint: Checkpoint, config: CompressionConfig, recipe: Recipe | BitPlan) -> Plan:
-    """Decide about every tensor, and find every mistake that can be found before the work."""
+def make_plan(
+    checkpoint: Checkpoint,
+    config: CompressionConfig,
+    recipe: Recipe | BitPlan,
+    model: PreTrainedModel | None = None,
+) -> Plan:
+    """Decide about every tensor, and find every mistake that can be found before the work.
+
+    The model is that of the checkpoint, unless another class that is to load it is given.
+    """
     _check_dense(checkpoint)
-    model = build_meta_model(checkpoint)
+    model = build_meta_model(checkpoint) if model is None else model
     layout = map_layers(checkpoint, model)
     matrices = {}
     for name, settings in recipe.resolve(layout.layers, config).items():

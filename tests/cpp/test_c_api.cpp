@@ -92,8 +92,7 @@ TEST_CASE("C: null and wrong sizes are refused with a message") {
 
   const auto multiply = [&](const float* in, size_t in_count, size_t tokens, int precision,
                             float* out, size_t out_count) {
-    return llava_fa_matrix_multiply(opened.matrix, in, in_count, tokens,
-                                    static_cast<llava_fa_precision>(precision), out, out_count);
+    return llava_fa_matrix_multiply(opened.matrix, in, in_count, tokens, precision, out, out_count);
   };
   CHECK(multiply(x.data(), 70, 1, LLAVA_FA_SINGLE, y.data(), 90) == LLAVA_FA_OK);
   CHECK(multiply(nullptr, 70, 1, LLAVA_FA_SINGLE, y.data(), 90) == LLAVA_FA_INVALID_ARGUMENT);

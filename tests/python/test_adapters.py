@@ -103,10 +103,13 @@ def test_removing_adapters_gives_the_packed_model_back(packed_folder: Path) -> N
 
 @pytest.mark.parametrize("safe", [False, True])
 def test_merging_is_refused_and_changes_nothing(packed_folder: Path, safe: bool) -> None:
-    """A packed layer has no weight that could take the adapter in; dense ones have."""
+    """A packed layer has no weight that could take the adapter in; dense ones have.
+
+    The error says how to get them.
+    """
     model = adapted(load(packed_folder))
     trained(model)
     expected = logits(model.eval())
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match=r"no dense weight.*adapter.*runtime='dense'"):
         model.merge_and_unload(safe_merge=safe)
     assert torch.equal(logits(model), expected)

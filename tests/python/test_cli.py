@@ -17,7 +17,17 @@ import torch
 from conftest import llama_model, read_all
 from llava_fa.cli import build_parser, main
 
-COMMANDS = ("compress", "plan", "refine", "decompress", "inspect", "verify", "generate", "demo")
+COMMANDS = (
+    "compress",
+    "plan",
+    "refine",
+    "decompress",
+    "inspect",
+    "verify",
+    "generate",
+    "serve",
+    "demo",
+)
 
 
 def run(*arguments: object) -> int:

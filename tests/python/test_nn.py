@@ -339,7 +339,10 @@ class TestFromMatrix:
     def test_it_is_a_linear_layer_without_weight(self) -> None:
         packed = layer()
         assert isinstance(packed, nn.Linear)
-        assert packed.weight is None
+        assert "weight" not in dict(packed.named_parameters())
+        assert packed.weight.device == torch.device("cpu")
+        with pytest.raises(AttributeError, match=r"weight\.shape: .*runtime='dense'"):
+            _ = packed.weight.shape
         assert llava_fa.nn.FourierLinear is FourierLinear
 
 

@@ -28,7 +28,7 @@ from llava_fa.hf import LlavaFaConfig
 from llava_fa.loading import load_model
 from llava_fa.nn import FourierLinear
 from llava_fa.packed_checkpoint import PackedCheckpoint
-from llava_fa.verify import inspect_checkpoint
+from llava_fa.verify import inspect_checkpoint, verify_checkpoint
 from packed_models import assert_near, load, load_dense, logits
 
 Q = "model.language_model.layers.0.self_attn.q_proj"
@@ -54,6 +54,15 @@ def answers(model: Any, **options: Any) -> torch.Tensor:
         **batch(), max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, **options
     )
     return result
+
+
+def swap(folder: Path, one: str, other: str, suffixes: list[str]) -> None:
+    """Exchange tensors of two modules."""
+    stored = read_all(folder)
+    for suffix in suffixes:
+        first, second = f"{one}.{suffix}", f"{other}.{suffix}"
+        edit_tensor(folder, first, lambda _, name=second: stored[name])
+        edit_tensor(folder, second, lambda _, name=first: stored[name])
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +249,7 @@ class TestDamage:
     def folder(self, packed_folder: Path, tmp_path: Path) -> Path:
         return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
 
-    @pytest.mark.parametrize("runtime", ["fast", None, 1])
+    @pytest.mark.parametrize("runtime", ["fast", "", 1])
     def test_unknown_runtime(self, runtime: Any) -> None:
         expected = re.escape(f"runtime is {runtime!r}, expected one of ('dense', 'packed')")
         with pytest.raises(ValueError, match=expected):
@@ -250,6 +259,44 @@ class TestDamage:
         edit_tensor(folder, f"{Q}.row_scale", lambda tensor: tensor.fill_(float("nan")))
         with pytest.raises(FormatError, match=rf"{Q}.*row_scale"):
             load(folder)
+
+    @pytest.mark.parametrize("suffix", ["codes", "row_scale", "header"])
+    def test_a_missing_tensor_is_named_and_others_load_afterwards(
+        self, folder: Path, packed_folder: Path, packed: Any, suffix: str
+    ) -> None:
+        edit_tensor(folder, f"{Q}.{suffix}", lambda tensor: None)
+        index = folder / "model.safetensors.index.json"
+        listed = json.loads(index.read_text())
+        del listed["weight_map"][f"{Q}.{suffix}"]
+        index.write_text(json.dumps(listed))
+        with pytest.raises(FormatError, match=rf"{Q}\.{suffix} is missing"):
+            load(folder)
+        assert torch.equal(logits(load(packed_folder)), logits(packed))
+
+    @pytest.mark.parametrize("suffix", ["codes", "row_scale", "matrix_scale", "header"])
+    def test_a_tensor_of_another_shape_is_named(self, folder: Path, suffix: str) -> None:
+        edit_tensor(folder, f"{Q}.{suffix}", lambda tensor: torch.cat([tensor, tensor]))
+        with pytest.raises(FormatError, match=rf"{Q}\.{suffix}: expected"):
+            load(folder)
+
+    @pytest.mark.parametrize(
+        ("other", "suffix"),
+        [("mlp.up_proj", "codes"), ("mlp.up_proj", "header"), ("self_attn.k_proj", "row_scale")],
+    )
+    def test_tensors_swapped_between_shapes_are_noticed(
+        self, folder: Path, other: str, suffix: str
+    ) -> None:
+        """The error names one of the matrices."""
+        swap(folder, Q, Q.replace("self_attn.q_proj", other), [suffix])
+        with pytest.raises(FormatError, match=rf"{Q}|{re.escape(other)}"):
+            load(folder)
+
+    def test_matrices_of_one_shape_that_are_swapped_are_found_by_their_hashes(
+        self, folder: Path
+    ) -> None:
+        """Each fits in the other's place: only verifying the folder tells."""
+        swap(folder, Q, Q.replace("q_proj", "o_proj"), ["header", "codes", "row_scale"])
+        assert not verify_checkpoint(folder).ok
 
     def test_a_header_of_another_matrix(self, folder: Path) -> None:
         def reseeded(header: torch.Tensor) -> torch.Tensor:

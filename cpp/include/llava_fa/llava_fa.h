@@ -49,10 +49,10 @@ typedef enum llava_fa_ownership {
 /* A compressed weight W (rows, columns) = (output, input channels), as y = x W^T uses it. */
 typedef struct llava_fa_matrix llava_fa_matrix;
 
-/* Opens a matrix from all of its tensors, in any order. Everything is checked before use. On
- * success *matrix is to be closed; otherwise it is null. */
-llava_fa_status llava_fa_matrix_open(const llava_fa_tensor* tensors, size_t count,
-                                     llava_fa_ownership ownership, llava_fa_matrix** matrix);
+/* Opens a matrix from all of its tensors, in any order. `ownership` is a llava_fa_ownership.
+ * Everything is checked before use. On success *matrix is to be closed; otherwise it is null. */
+llava_fa_status llava_fa_matrix_open(const llava_fa_tensor* tensors, size_t count, int ownership,
+                                     llava_fa_matrix** matrix);
 
 /* Closes a matrix; null is allowed. */
 void llava_fa_matrix_close(llava_fa_matrix* matrix);
@@ -72,11 +72,11 @@ typedef enum llava_fa_precision {
 } llava_fa_precision;
 
 /* output (tokens, rows) = activations (tokens, columns) W^T, row-major. The counts are those of the
- * arrays' floats and must be tokens * columns and tokens * rows. */
+ * arrays' floats and must be tokens * columns and tokens * rows; `precision` is a
+ * llava_fa_precision. */
 llava_fa_status llava_fa_matrix_multiply(const llava_fa_matrix* matrix, const float* activations,
-                                         size_t activation_count, size_t tokens,
-                                         llava_fa_precision precision, float* output,
-                                         size_t output_count);
+                                         size_t activation_count, size_t tokens, int precision,
+                                         float* output, size_t output_count);
 
 #ifdef __cplusplus
 }

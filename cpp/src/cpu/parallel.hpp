@@ -6,7 +6,11 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
 
+#include "../process.hpp"
 #include "llava_fa/types.hpp"
 
 namespace llava_fa::cpu {
@@ -31,6 +35,34 @@ inline int step_threads(int threads, double nanoseconds) {
   return worthwhile_threads(threads, nanoseconds, kLeastNanosecondsPerThreadOfStep);
 }
 
+// Whether OpenMP may supply the threads. LLAVA_FA_OWN_THREADS is for the thread sanitizer, which
+// does not see how OpenMP's threads wait for each other.
+inline bool openmp_works() {
+#ifdef LLAVA_FA_OWN_THREADS
+  return false;
+#else
+  return !in_forked_process();
+#endif
+}
+
+// job() on `count` threads at once, the caller's among them; on fewer if the system has no more.
+template <typename Job>
+void run_on_threads(int count, const Job& job) {
+  if (count <= 1) return job();
+  if (openmp_works()) {
+#pragma omp parallel num_threads(count)
+    job();
+    return;
+  }
+  std::vector<std::jthread> others;  // joined at the end of the scope
+  others.reserve(static_cast<std::size_t>(count - 1));
+  try {
+    while (static_cast<int>(others.size()) < count - 1) others.emplace_back([&job] { job(); });
+  } catch (const std::system_error&) {
+  }
+  job();
+}
+
 // body(item, state) for item in [0, items), with state = make_state() once per thread. The first
 // exception (memory that could not be had, say) stops the loop and is rethrown in the caller.
 template <typename MakeState, typename Body>
@@ -38,17 +70,18 @@ void parallel_for(Index items, int threads, MakeState make_state, Body body) {
   std::atomic<Index> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
-#pragma omp parallel num_threads(threads) if (threads > 1 && items > 1)
-  {
+  run_on_threads(items > 1 ? threads : 1, [&] {
     try {
       auto state = make_state();
-      for (Index item = next++; item < items; item = next++) body(item, state);
+      // Relaxed: items share nothing that the counter would have to order.
+      const auto claim = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
+      for (Index item = claim(); item < items; item = claim()) body(item, state);
     } catch (...) {
       const std::lock_guard lock(failure_mutex);
       if (!failure) failure = std::current_exception();
       next = items;
     }
-  }
+  });
   if (failure) std::rethrow_exception(failure);
 }
 
