@@ -61,6 +61,22 @@ inline __m256i load_bytes(const std::uint8_t* bytes) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
 }
 
+// Bits [kBits i, kBits (i + 1)) of the streams of 32 rows whose bytes are given.
+template <int kBits>
+__m256i bit_field(const __m256i* bytes, Index i) {
+  constexpr int kMask = (1 << kBits) - 1;
+  const Index byte = i * kBits / 8;
+  const int shift = static_cast<int>(i * kBits % 8), low_bits = 8 - shift;
+  const int low_mask = (1 << low_bits) - 1;
+  const auto masked = [](__m256i value, int mask) {
+    return _mm256_and_si256(value, _mm256_set1_epi8(static_cast<char>(mask)));
+  };
+  const __m256i low = masked(_mm256_srli_epi16(bytes[byte], shift), kMask & low_mask);
+  if (kBits <= low_bits) return low;
+  return _mm256_or_si256(low,
+                         masked(_mm256_slli_epi16(bytes[byte + 1], low_bits), kMask & ~low_mask));
+}
+
 // Asks for the line of codes that is read so many bytes later.
 inline void prefetch_codes(const std::uint8_t* bytes) {
   constexpr Index kAhead = 4096;

@@ -38,6 +38,10 @@ void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision preci
 bool ring_products_apply(const CodedMatrix& matrix);
 void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
+// Trellis products (trellis_product.cpp): states of 32 rows become points by look-ups in registers,
+// which are multiplied with x as integers. Relative error about 1e-4.
+void multiply_trellis(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
+
 #endif
 
 }  // namespace llava_fa::cpu

@@ -44,13 +44,15 @@ void fold_row(const float* re, const float* im, Index n, float* real_row, float*
   }
 }
 
-enum class Kernel { points, tables, rings };
+enum class Kernel { points, tables, rings, trellis };
 
 Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
                   [[maybe_unused]] Precision precision) {
 #if defined(__AVX2__)
   if (table_products_apply(matrix)) return Kernel::tables;
-  if (precision == Precision::half && ring_products_apply(matrix)) return Kernel::rings;
+  if (precision == Precision::single) return Kernel::points;
+  if (matrix.trellis != nullptr) return Kernel::trellis;
+  if (ring_products_apply(matrix)) return Kernel::rings;
 #endif
   return Kernel::points;
 }
@@ -117,8 +119,11 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
 #if defined(__AVX2__)
   const Kernel kernel = kernel_for(matrix, precision);
   if (kernel != Kernel::points && fits_fixed_point(x, matrix.cols)) {
-    if (kernel == Kernel::rings) return multiply_rings(matrix, x, threads, y);
-    return multiply_by_tables(matrix, x, precision, threads, y);
+    switch (kernel) {
+      case Kernel::rings: return multiply_rings(matrix, x, threads, y);
+      case Kernel::trellis: return multiply_trellis(matrix, x, threads, y);
+      default: return multiply_by_tables(matrix, x, precision, threads, y);
+    }
   }
 #else
   static_cast<void>(precision);  // portable code knows one

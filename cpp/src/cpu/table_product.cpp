@@ -33,21 +33,6 @@ struct Fields {
   static constexpr Index kTileFields = 128 / kTables;  // whose tables fit the first cache
   static constexpr Index kTileBytes = kTileFields / kGroupFields * kGroupBytes;
   static_assert(kGroupFields % 4 == 0 && kTileBytes <= kMostTileBytes);
-
-  // Field i of a group for 32 rows.
-  static __m256i field(const __m256i (&bytes)[kGroupBytes], Index i) {
-    const Index byte = i * kFieldBits / 8;
-    const int shift = static_cast<int>(i * kFieldBits % 8), low_bits = 8 - shift;
-    const int mask = (1 << kFieldBits) - 1;
-    const __m256i low =
-        _mm256_and_si256(_mm256_srli_epi16(bytes[byte], shift),
-                         _mm256_set1_epi8(static_cast<char>(mask & ((1 << low_bits) - 1))));
-    if (kFieldBits <= low_bits) return low;
-    const __m256i high =
-        _mm256_and_si256(_mm256_slli_epi16(bytes[byte + 1], low_bits),
-                         _mm256_set1_epi8(static_cast<char>(mask & ~((1 << low_bits) - 1))));
-    return _mm256_or_si256(low, high);
-  }
 };
 
 // Looks up 32 fields in one, two or four tables of sixteen bytes.
@@ -166,7 +151,8 @@ class TableProduct {
 #pragma GCC unroll 8
       for (Index i = 0; i < Layout::kGroupFields; i += kAtOnce, tables += kAtOnce * kFieldBytes) {
         Selected fields[kAtOnce];
-        for (Index j = 0; j < kAtOnce; ++j) fields[j] = Selected(Layout::field(bytes, i + j));
+        for (Index j = 0; j < kAtOnce; ++j)
+          fields[j] = Selected(bit_field<Layout::kFieldBits>(bytes, i + j));
         add_fields(fields, tables, planes);
       }
     }
