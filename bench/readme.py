@@ -90,6 +90,19 @@ def decoding_text() -> str:
     )
 
 
+def loading_text() -> str:
+    """Memory and time of loading a packed model."""
+    rows = {row["model"]: row for row in _load("load")["tables"]["Loading"]}
+    four, dense = rows["ring 4"], rows["dense"]
+    return (
+        f"**Loading** {dense['dense parts MB']:.0f} MB of bfloat16 weights packed at 4 bits: "
+        f"{four['resident MB']:.0f} MB resident, {four['resident over stored']:.2f} times the "
+        f"stored bytes; {four['loading s']:.2f} s (dense {dense['loading s']:.2f} s), until all "
+        f"pages are read {four['all pages s']:.2f} s (dense {dense['all pages s']:.2f} s). "
+        "All rows and targets: `bench/results/load.md`.\n\n"
+    )
+
+
 def measured_section() -> str:
     """Codec distortion, speed and memory."""
     speed, codec, memory = _load("compress_speed"), _load("codec"), _load("peak_memory")
@@ -109,6 +122,7 @@ def measured_section() -> str:
         "minutes. On two AVX2 cores the first is 2.5 times as fast as plain torch "
         "(`bench/results/compress_speed_avx2.md`).\n\n"
         + decoding_text()
+        + loading_text()
         + "**Memory** of compressing a checkpoint of many shards: at most "
         f"{100 * worst:.0f} % of the bound of 1.5 times its largest matrix's working set plus "
         "500 MB."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class MatrixSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return {**dataclasses.asdict(self), "shape": list(self.shape)}
+        return {**vars(self), "shape": list(self.shape)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> MatrixSpec:
@@ -65,7 +66,7 @@ class MatrixSpec:
             )
         try:
             spec = cls(**{**fields, "shape": tuple(fields["shape"])})
-            _core.tensor_layout(dataclasses.asdict(spec))
+            _core.tensor_layout(vars(spec))
         except (TypeError, ValueError, RuntimeError) as error:
             raise FormatError(
                 f"inconsistent matrix specification {dict(fields)}: {error}"
@@ -74,8 +75,7 @@ class MatrixSpec:
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Return suffix → (dtype, shape) of exactly the tensors that are stored, in file order."""
-        layout = _core.tensor_layout(dataclasses.asdict(self))
-        return {name: (_DTYPES[dtype], tuple(shape)) for name, dtype, shape in layout}
+        return dict(_layout(self))
 
     @property
     def nbytes(self) -> int:
@@ -84,3 +84,10 @@ class MatrixSpec:
             int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             for dtype, shape in self.tensors().values()
         )
+
+
+# The layers of a model are of few shapes, and loading asks several times for each.
+@lru_cache(maxsize=256)
+def _layout(spec: MatrixSpec) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    layout = _core.tensor_layout(vars(spec))
+    return {name: (_DTYPES[dtype], tuple(shape)) for name, dtype, shape in layout}

@@ -24,6 +24,7 @@ RECORDED = (
     "refine",
     "calibration_order",
     "decode_speed",
+    "load",
 )
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
@@ -150,6 +151,15 @@ def test_decode_speed(tmp_path: Path) -> None:
     packed = [row for row in found["tables"]["A model"] if not row["model"].startswith("dense")]
     assert all(row["tokens per s"] > 0 for row in packed)
     assert len(packed) == 10
+
+
+def test_load(tmp_path: Path) -> None:
+    found = run("load", tmp_path)
+    rows = {row["model"]: row for row in found["tables"]["Loading"]}
+    assert len(rows) == 5
+    assert rows["dense"]["loading over dense"] == rows["dense"]["all pages over dense"] == 1
+    assert all(row["all pages s"] > row["loading s"] > 0 for row in rows.values())
+    assert len(found["tables"]["Targets"]) == 9
 
 
 @pytest.mark.parametrize(
