@@ -90,9 +90,29 @@ TEST_CASE("every code is multiplied at both precisions, for sizes around the til
   }
 }
 
+TEST_CASE("trellis products go around in every segment, wherever its panels end") {
+  // 512 rows of the half spectrum, two segments; 514, whose last panel is shorter than a state;
+  // 551.
+  for (const Index m : {1022, 1026, 1100}) {
+    for (const int code_bits : {1, 4, 6, 8}) {
+      CAPTURE(m);
+      CAPTURE(code_bits);
+      const PackedMatrix packed = compressed(m, 40, Codec::trellis, code_bits);
+      const reference::Dense x = reference::gaussian(1, 40, 66);
+      CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
+      CHECK(relative_error(packed, x, Precision::half) <= 3e-4);
+    }
+  }
+}
+
 TEST_CASE("products do not depend on the size of the activations or on the number of threads") {
-  for (const int code_bits : {3, 4, 6, 8}) {
-    const PackedMatrix packed = compressed(700, 1500, Codec::ring, code_bits);
+  struct Code {
+    Codec codec;
+    int bits;
+  };
+  for (const auto [codec, bits] : {Code{Codec::ring, 3}, Code{Codec::ring, 4}, Code{Codec::ring, 6},
+                                   Code{Codec::ring, 8}, Code{Codec::trellis, 4}}) {
+    const PackedMatrix packed = compressed(700, 1500, codec, bits);
     const reference::Dense x = reference::gaussian(1, 1500, 63);
     for (const float factor : {1e-30f, 1e-12f, 1.0f, 1e12f, 1e30f}) {
       reference::Dense scaled = x;
@@ -135,8 +155,13 @@ TEST_CASE("activations whose spectrum is a single entry reach the ends of tables
 }
 
 TEST_CASE("zero activations give zero, and what is not finite shows in the output") {
-  for (const int code_bits : {4, 6, 8}) {
-    const PackedMatrix packed = compressed(40, 70, Codec::ring, code_bits);
+  struct Code {
+    Codec codec;
+    int bits;
+  };
+  for (const auto [codec, bits] : {Code{Codec::ring, 4}, Code{Codec::ring, 6}, Code{Codec::ring, 8},
+                                   Code{Codec::trellis, 4}}) {
+    const PackedMatrix packed = compressed(40, 70, codec, bits);
     std::vector<float> x(70, 0.0f), y(40, 1.0f);
     matmul(packed, {x.data(), 1, 70, 70}, y.data(), Precision::half);
     for (const float value : y) CHECK(value == 0.0f);
