@@ -70,7 +70,7 @@ def pooled(x: Array, size: int) -> Array:
 def written_out(pyramid: VisualTokenPyramid, tokens: Array, grid: tuple[int, int]) -> list[Array]:
     x = tokens.transpose(0, 2, 1).reshape(len(tokens), -1, *grid)
     levels = [tokens]
-    for level, size in enumerate(pyramid.pools):
+    for level, size in enumerate(pyramid.shape.pools):
         x = pooled(x, size)
         if level < len(pyramid.restorations):
             x = restoration(pyramid.restorations[level], x) + x
@@ -156,7 +156,7 @@ class TestPyramid:
         tokens = grid_of(2, side * side, 5)
         levels = pyramid.levels(tokens)
         expected = written_out(pyramid, tokens.numpy(), (side, side))
-        assert [level.shape[1] for level in levels] == list(pyramid.scales)
+        assert [level.shape[1] for level in levels] == list(pyramid.shape.scales)
         for found, wanted in zip(levels, expected, strict=True):
             assert largest_difference(found, wanted) < 1e-13
 
@@ -166,20 +166,25 @@ class TestPyramid:
         assert isinstance(pyramid, VisualTokenPyramid)
         tokens = grid_of(2, grid[0] * grid[1], 3)
         levels = pyramid.levels(tokens, grid)
-        assert [level.shape[1] for level in levels] == list(pyramid.token_counts(grid))
+        assert [level.shape[1] for level in levels] == list(pyramid.shape.token_counts(grid))
         for found, wanted in zip(levels, written_out(pyramid, tokens.numpy(), grid), strict=True):
             assert largest_difference(found, wanted) < 1e-13
 
     def test_scales_and_restorations(self) -> None:
         large = VisualTokenPyramid(2, (2, 2, 2, 3), 24)
-        assert large.scales == (576, 144, 36, 9, 1)
+        assert large.shape.scales == (576, 144, 36, 9, 1)
         assert len(large.restorations) == 3  # nothing is restored at a single token
         assert len(VisualTokenPyramid(2, (2, 2), 24).restorations) == 2
         assert len(VisualTokenPyramid(2, (2, 2)).restorations) == 2
         assert len(VisualTokenPyramid(2, (2, 2, 3), 12, "none").restorations) == 0
 
     def test_edges_round_up(self) -> None:
-        assert VisualTokenPyramid(2, (2, 2, 3)).grids((7, 10)) == [(7, 10), (4, 5), (2, 3), (1, 1)]
+        assert VisualTokenPyramid(2, (2, 2, 3)).shape.grids((7, 10)) == [
+            (7, 10),
+            (4, 5),
+            (2, 3),
+            (1, 1),
+        ]
 
     def test_every_image_has_its_scale(self) -> None:
         pyramid = randomized(VisualTokenPyramid(3, (2, 2, 3), 12))
@@ -200,7 +205,7 @@ class TestPyramid:
 
     def test_a_limit_names_a_level_of_any_shape(self) -> None:
         pyramid = VisualTokenPyramid(2, (2, 2, 3))  # 70, 20, 6, 1 tokens
-        assert [pyramid.level_of(n, (7, 10)) for n in (100, 70, 69, 20, 19, 6, 5, 1)] == [
+        assert [pyramid.shape.level_of(n, (7, 10)) for n in (100, 70, 69, 20, 19, 6, 5, 1)] == [
             0, 0, 1, 1, 2, 2, 3, 3,
         ]  # fmt: skip
 
@@ -243,7 +248,7 @@ class TestBadInput:
 
     def test_a_limit_below_the_coarsest_level(self) -> None:
         with pytest.raises(ValueError, match="coarsest level of a 40 x 40 grid has 100 tokens"):
-            VisualTokenPyramid(2, (2, 2)).level_of(99, (40, 40))
+            VisualTokenPyramid(2, (2, 2)).shape.level_of(99, (40, 40))
 
     def test_a_grid_without_a_rule(self) -> None:
         with pytest.raises(ValueError, match=r"grid is 8 x 18.*side=None for grids of any shape"):
@@ -253,7 +258,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="need their height and width"):
             VisualTokenPyramid(2, (2,))(torch.zeros(1, 144, 2), 36)
         with pytest.raises(ValueError, match="no common scales"):
-            _ = VisualTokenPyramid(2, (2,)).scales
+            _ = VisualTokenPyramid(2, (2,)).shape.scales
 
     def test_tokens_that_are_not_the_grid(self) -> None:
         with pytest.raises(ValueError, match=r"shape \(1, 145, 2\), expected .*12 x 12 = 144"):

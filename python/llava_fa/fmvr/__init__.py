@@ -3,11 +3,13 @@
 Frequency-modulated visual restoration for Matryoshka models, arXiv 2603.11220; ``docs/fmvr.md``.
 """
 
-from .pyramid import VisualTokenPyramid, pools_of
+from .pyramid import VisualTokenPyramid
 from .restoration import FrequencyModulatedRestoration
+from .scales import PyramidShape, pools_of
 
 __all__ = [
     "FrequencyModulatedRestoration",
+    "PyramidShape",
     "VisualTokenPyramid",
     "pools_of",
 ]
