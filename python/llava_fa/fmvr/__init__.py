@@ -3,6 +3,8 @@
 Frequency-modulated visual restoration for Matryoshka models, arXiv 2603.11220; ``docs/fmvr.md``.
 """
 
+from .attach import attach_fmvr
+from .processor import elastic_processor
 from .pyramid import VisualTokenPyramid
 from .restoration import FrequencyModulatedRestoration
 from .scales import PyramidShape, pools_of
@@ -11,5 +13,7 @@ __all__ = [
     "FrequencyModulatedRestoration",
     "PyramidShape",
     "VisualTokenPyramid",
+    "attach_fmvr",
+    "elastic_processor",
     "pools_of",
 ]
