@@ -103,16 +103,27 @@ def vision_flops(config: Any) -> float:
     config
         Of a LLaVA model.
     """
-    vision, hidden = config.vision_config, config.text_config.hidden_size
+    vision = config.vision_config
     width, patch = vision.hidden_size, vision.patch_size
     grid = (vision.image_size // patch) ** 2
     tokens = grid + int(vision.model_type.startswith("clip"))
     linear = 2 * (4 * width**2 + 2 * width * vision.intermediate_size) * tokens
     layers = vision.num_hidden_layers * (linear + 4 * tokens**2 * width)
-    chosen = config.vision_feature_layer
-    seen = 1 if isinstance(chosen, int) else len(chosen)
-    projector = 2 * grid * (seen * width * hidden + hidden**2)
+    projector = 2 * grid * _projector_weights(config)
     return float(2 * grid * vision.num_channels * patch**2 * width + layers + projector)
+
+
+def _projector_weights(config: Any) -> int:
+    hidden, chosen = config.text_config.hidden_size, config.vision_feature_layer
+    seen = 1 if isinstance(chosen, int) else len(chosen)
+    return int((seen * config.vision_config.hidden_size + hidden) * hidden)
+
+
+def _vision_weights(config: Any) -> int:
+    """Weights of the linear layers of vision tower and projector."""
+    vision = config.vision_config
+    layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    return int(vision.num_hidden_layers * layer + _projector_weights(config))
 
 
 def restoration_flops(
@@ -218,12 +229,8 @@ def time_to_first_token(
         Stored bits of the linear layers: 16 for bfloat16, what a report of compression states for
         packed ones.
     """
-    vision = config.vision_config
-    vision_weights = vision.num_hidden_layers * (
-        4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
-    )
     stages = (
-        (images * vision_flops(config), vision_weights if images else 0),
+        (images * vision_flops(config), _vision_weights(config) if images else 0),
         (prefill_flops(config, text_tokens + visual_tokens), LanguageShape.of(config).weights),
     )
     return sum(

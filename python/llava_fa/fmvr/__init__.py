@@ -8,6 +8,7 @@ from .processor import elastic_processor
 from .pyramid import VisualTokenPyramid
 from .restoration import FrequencyModulatedRestoration
 from .scales import PyramidShape, pools_of
+from .video import frame_scales
 
 __all__ = [
     "FrequencyModulatedRestoration",
@@ -15,5 +16,6 @@ __all__ = [
     "VisualTokenPyramid",
     "attach_fmvr",
     "elastic_processor",
+    "frame_scales",
     "pools_of",
 ]

@@ -25,7 +25,7 @@ class Budget:
         10¹² FLOPs of the language model's prefill (see :func:`llava_fa.cost.prefill_flops`); what
         the vision tower takes does not depend on the scale.
     max_kv_bytes
-        Bytes of the KV cache of the prompt.
+        Bytes of the KV cache of the prompt, in the type that the configuration states.
     """
 
     max_prefill_tflops: float | None = None
@@ -115,5 +115,5 @@ def _rows(
 
 
 def _bytes_per_value(config: Any) -> int:
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float16
-    return dtype.itemsize
+    known = isinstance(config.dtype, torch.dtype)
+    return int((config.dtype if known else torch.get_default_dtype()).itemsize)
