@@ -83,7 +83,8 @@ def matryoshka_output(
         found = full if full is not None and scale is None else passes.at(scale)
         loss = found.output.loss
         if settings.distillation > 0 and full is not None and scale is not None:
-            loss = loss + settings.distillation * divergence(full, found)
+            own = divergence(full, found, inputs.get("num_items_in_batch"))
+            loss = loss + settings.distillation * own
         losses.append(loss)
         first = first or found
     assert first is not None  # there is a scale
@@ -103,11 +104,16 @@ class Pass:
         return cast("Tensor", self.output.logits[:, :-1][self.labels[:, 1:] != IGNORED])
 
 
-def divergence(full: Pass, found: Pass) -> Tensor:
-    """Return the mean over labelled tokens of KL(p_full ‖ p_found), in nats."""
+def divergence(full: Pass, found: Pass, count: Tensor | int | None = None) -> Tensor:
+    """Return KL(p_full ‖ p_found) in nats, the mean over labelled tokens.
+
+    With ``count`` the sum is divided by it, as transformers divides the cross-entropy where a step
+    takes several passes.
+    """
     target = torch.log_softmax(full.answers().detach().float(), dim=-1)
     own = torch.log_softmax(found.answers().float(), dim=-1)
-    return functional.kl_div(own, target, reduction="batchmean", log_target=True)
+    total = functional.kl_div(own, target, reduction="sum", log_target=True)
+    return total / (max(len(own), 1) if count is None else count)
 
 
 class _Passes:
