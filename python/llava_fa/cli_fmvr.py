@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from .fmvr.restoration import VARIANTS
-from .fmvr.training import TRAINED, FmvrTraining
+from .fmvr.training_options import TRAINED, FmvrTraining
 
 _DEFAULTS = FmvrTraining()
 _BUDGET = ("visual_tokens", "max_prefill_tflops", "max_kv_bytes")
@@ -101,5 +102,6 @@ def run_training(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         progress=not arguments.no_progress,
     )
-    print(report.to_json() if arguments.json else report.summary())
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        print(report.to_json() if arguments.json else report.summary())
     return 0

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from elastic_models import SIDE, clip, elastic_llava, llava, pixels, rows
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import llama_model
+from elastic_models import SIDE, clip, elastic_llava, llava, pixels, rows
 from llava_fa.cost import (
     LanguageShape,
     Machine,

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
+
+from architectures import pixtral, qwen2_5_vl
+from conftest import compress, llama_model, read_all
 from elastic_models import (
     IMAGE,
     elastic_llava,
@@ -20,10 +24,6 @@ from elastic_models import (
     rows,
     with_weights,
 )
-from transformers import AutoModelForImageTextToText
-
-from architectures import pixtral, qwen2_5_vl
-from conftest import compress, llama_model, read_all
 from llava_fa import load_model, verify_checkpoint
 from llava_fa._register_fmvr import CONFIGS, MODELS
 from llava_fa.fmvr import attach_fmvr

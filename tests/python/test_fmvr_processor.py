@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from elastic_models import IMAGE, SIDE, llava, llava_next, qwen_inputs, rows, with_weights
 from transformers import AutoProcessor
 
 from architectures import qwen2_5_vl
 from conftest import llava_processor
+from elastic_models import IMAGE, SIDE, llava, llava_next, qwen_inputs, rows, with_weights
 from llava_fa.cost import kv_cache_bytes, prefill_flops
 from llava_fa.errors import BudgetError
 from llava_fa.fmvr import attach_fmvr, elastic_processor

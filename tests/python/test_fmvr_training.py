@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_fmvr_models import next_inputs
+
+from architectures import qwen2_5_vl
+from conftest import llava_processor, read_all
 from elastic_models import (
     SIDE,
     elastic_llava,
@@ -19,17 +27,14 @@ from elastic_models import (
     rows,
     with_weights,
 )
-from test_fmvr_models import next_inputs
-
-from architectures import qwen2_5_vl
-from conftest import llava_processor, read_all
 from llava_fa import load_model
 from llava_fa.cli import main
 from llava_fa.errors import CheckpointError, NonFiniteError
 from llava_fa.fmvr import attach_fmvr
 from llava_fa.fmvr.conversations import Conversations, collated, messages_of, rendered
 from llava_fa.fmvr.matryoshka import IGNORED, Matryoshka
-from llava_fa.fmvr.training import CHECKPOINTS, FmvrTraining, freeze, scales_to_train, train_fmvr
+from llava_fa.fmvr.training import CHECKPOINTS, freeze, scales_to_train, train_fmvr
+from llava_fa.fmvr.training_options import FmvrTraining
 
 TOKEN = 63
 TEMPLATE = (
@@ -371,6 +376,28 @@ class TestTraining:
         )
         assert other.first_loss == pytest.approx(plain.first_loss, rel=1e-4)
         assert other.last_loss == pytest.approx(plain.last_loss, rel=1e-2)
+
+    def test_two_processes_train_as_one_with_their_examples(
+        self, source: Path, data: Path, tmp_path: Path
+    ) -> None:
+        """The same losses in the same order, the gradients averaged."""
+        one = run(source, data, tmp_path / "one", train="all", batch_size=4, steps=2)
+        command = (
+            f"-m torch.distributed.run --standalone --nproc_per_node=2 -m llava_fa.cli fmvr train "
+            f"{source} {tmp_path / 'two'} --data {data / 'llava.json'} --images {data} --steps=2 "
+            "--batch-size=2 --train=all --learning-rate=1e-3 --no-progress --json"
+        )
+        finished = subprocess.run(
+            [sys.executable, *shlex.split(command)],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        two = json.loads(finished.stdout)
+        assert two["first_loss"] == pytest.approx(one.first_loss, rel=1e-5)
+        assert two["last_loss"] == pytest.approx(one.last_loss, rel=1e-4)
 
     def test_trained_again_with_its_own_pyramid(
         self, source: Path, data: Path, tmp_path: Path

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from elastic_models import elastic_llava, pixels, rows
 
+from elastic_models import elastic_llava, pixels, rows
 from llava_fa.errors import BudgetError
 from llava_fa.fmvr import PyramidShape, frame_scales
 
