@@ -19,20 +19,7 @@ from examples.tiny_lmm.benchmark import VisualQuestion, benchmark_questions
 from examples.tiny_lmm.statistics import clustered_mean
 from llava_fa.capture import load_processor
 from llava_fa.fmvr import attach_fmvr, elastic_processor
-
-
-class AtScale:
-    """A model or processor that is always called with a number of visual tokens."""
-
-    def __init__(self, called: Any, visual_tokens: int) -> None:
-        self._called, self._visual_tokens = called, visual_tokens
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call with the number."""
-        return self._called(*arguments, visual_tokens=self._visual_tokens, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._called, name)
+from llava_fa.fmvr.fixed_scale import AtScale
 
 
 def elastic_model(folder: Path, variant: str, changed: Arrays | None = None) -> Any:
