@@ -343,6 +343,8 @@ class TestTraining:
         report = run(source, data, tmp_path / "out", steps=12, learning_rate=1e-2, batch_size=4)
         assert report.last_loss < 0.8 * report.first_loss
         assert not (tmp_path / "out" / CHECKPOINTS).exists()
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "visual tokens: full, 36, 9, 1." in card
         assert "12 steps on 4 examples at full, 36, 9, 1 visual tokens" in report.summary()
 
     def test_a_stopped_run_continues_to_the_same_weights(

@@ -19,10 +19,28 @@ from .attach import attach_fmvr
 from .conversations import Conversations, collated
 from .layouts import layout_of
 from .matryoshka import Matryoshka
-from .training_options import TRAINED, FmvrTraining, TrainingReport
+from .training_options import TRAINED, FmvrTraining, TrainingReport, names_of
 
 CHECKPOINTS = "checkpoints"
 """Folder in the output that a run which was stopped continues from; removed at the end."""
+
+
+_CARD = """\
+# A model with elastic visual tokens
+
+Trained with llava-fa at these numbers of visual tokens: {scales}. Import `llava_fa` **before**
+loading: transformers alone does not know the model type.
+
+```python
+import llava_fa
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from llava_fa.fmvr import elastic_processor
+
+model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER", dtype="auto")
+processor = elastic_processor(AutoProcessor.from_pretrained("THIS_FOLDER"), model.config)
+```
+"""
+"""The model card of the output."""
 
 
 def train_fmvr(
@@ -89,6 +107,7 @@ def train_fmvr(
     if trainer.is_world_process_zero():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        (folder / "README.md").write_text(_CARD.format(scales=names_of(settings.scales)))
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return TrainingReport(

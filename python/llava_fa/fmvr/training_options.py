@@ -97,8 +97,13 @@ class TrainingReport:
 
     def summary(self) -> str:
         """Return the figures as the command line shows them."""
-        scales = ", ".join("full" if scale is None else str(scale) for scale in self.scales)
         return (
-            f"{self.steps} steps on {self.examples} examples at {scales} visual tokens: loss "
+            f"{self.steps} steps on {self.examples} examples at {names_of(self.scales)} visual "
+            f"tokens: loss "
             f"{self.first_loss:.4f} -> {self.last_loss:.4f}, {self.trained_values} values trained"
         )
+
+
+def names_of(scales: tuple[int | None, ...]) -> str:
+    """Return scales as people read them; None is the full one."""
+    return ", ".join("full" if scale is None else str(scale) for scale in scales)
