@@ -19,7 +19,7 @@ TEXT_TOKENS = 34
 
 
 def random_llava(*, small: bool) -> Any:
-    """A LLaVA model with a grid of 24 × 24 tokens: 0.1 billion weights, or far fewer."""
+    """A LLaVA model with a grid of 24 × 24 tokens: 0.4 billion weights, or far fewer."""
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -37,8 +37,8 @@ def random_llava(*, small: bool) -> Any:
         projection_dim=64,
     )
     text = LlamaConfig(
-        hidden_size=64 if small else 1024,
-        intermediate_size=128 if small else 2816,
+        hidden_size=64 if small else 2048,
+        intermediate_size=128 if small else 5632,
         num_hidden_layers=2 if small else 8,
         num_attention_heads=16,
         num_key_value_heads=16,

@@ -24,6 +24,7 @@ RECORDED = (
     "refine",
     "calibration_order",
     "decode_speed",
+    "fmvr",
 )
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
@@ -141,7 +142,7 @@ def test_fmvr(tmp_path: Path, untrained_model: Path) -> None:
     assert [row["visual tokens"] for row in timing] == [576, 144, 36, 9, 1]
     assert all(row["seconds"] > 0 for row in timing)
     verdicts = tables["Targets"]
-    assert [verdict["met"] in (True, False) for verdict in verdicts] == [True] * 12
+    assert [verdict["met"] in (True, False) for verdict in verdicts] == [True] * 13
     assert verdicts[-1]["met"]  # follows from formulas alone
     for chart in ("fmvr.png", "fmvr_parts.png"):
         assert (tmp_path / chart).stat().st_size > 1000
