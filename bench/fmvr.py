@@ -67,7 +67,7 @@ def accuracy_rows(examiner: Examiner, hits: Hits) -> list[Row]:
                 "low %": 100 * low,
                 "high %": 100 * high,
                 "by seed %": ", ".join(f"{mean:.1f}" for mean in means),
-                "of its full scale %": 100 * float(found.mean() / hits[variant, SCALES[0]].mean()),
+                "of its full scale %": _share(found.mean(), hits[variant, SCALES[0]].mean()),
             }
         )
     return rows
@@ -94,6 +94,11 @@ def difference_rows(examiner: Examiner, hits: Hits) -> list[Row]:
             }
         )
     return rows
+
+
+def _share(part: float, whole: float) -> float:
+    """Per cent of the whole; nan if nothing was right."""
+    return 100 * float(part / whole) if whole else math.nan
 
 
 def _half_width(values: npt.NDArray[np.float64]) -> float:
@@ -155,7 +160,7 @@ def targets(
     (few,) = (
         row for row in accuracy if row["variant"] == NAMES["both"] and row["visual tokens"] == 36
     )
-    kept, of_before = few["of its full scale %"], 100 * few["accuracy %"] / untrained
+    kept, of_before = few["of its full scale %"], _share(few["accuracy %"], untrained)
     large = large_rows()
     rows = [
         support.target("FMVR at 36 of 144 tokens, % of its full scale", kept, 97, True),
