@@ -1,8 +1,9 @@
-"""Registers our format with transformers, as soon as transformers is there.
+"""Registers our classes with transformers, as soon as transformers is there.
 
 Importing transformers takes seconds that a user of ``compress_matrix`` alone should not wait. So
-``import llava_fa`` registers at once only if transformers' registry is already imported; otherwise
-it waits for that import (which ``from_pretrained`` needs) and registers right after it.
+``import llava_fa`` registers at once only with those of transformers' registries that are already
+imported; otherwise it waits for their import (which ``from_pretrained`` needs) and registers right
+after it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-_REGISTRY = "transformers.quantizers"
+from ._register_fmvr import name_configs, name_models
 
 
 class _RegisteringLoader(Loader):
@@ -34,18 +35,23 @@ class _RegisteringLoader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        _register()
+        _register(module)
 
 
 class _RegistryFinder(MetaPathFinder):
-    """Finds the registry once, with a loader that registers our format after it."""
+    """Finds every registry once, with a loader that registers ours after it."""
+
+    def __init__(self) -> None:
+        self._waiting = {name for name in _REGISTRIES if name not in sys.modules}
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _REGISTRY:
+        if fullname not in self._waiting:
             return None
-        sys.meta_path.remove(self)
+        self._waiting.remove(fullname)
+        if not self._waiting:
+            sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _RegisteringLoader(spec.loader)
@@ -53,17 +59,27 @@ class _RegistryFinder(MetaPathFinder):
 
 
 def register_when_transformers_is_imported() -> None:
-    """Register now if transformers' registry is imported, else when it will be."""
-    if _REGISTRY in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
+    """Register now with the registries that are imported, with the others when they will be."""
+    if any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
+        return
+    imported = [sys.modules[name] for name in _REGISTRIES if name in sys.modules]
+    if len(imported) < len(_REGISTRIES):
         sys.meta_path.insert(0, _RegistryFinder())
+    for registry in imported:
+        _register(registry)
+    if len(imported) == len(_REGISTRIES):
+        # Too late for names: the tables of models were built from those of configurations.
+        _import("fmvr.models")
 
 
-def _register() -> None:
+def _register(registry: ModuleType) -> None:
+    _REGISTRIES[registry.__name__](registry)
+
+
+def _import(name: str) -> None:
     try:
         # Importing the module registers: its classes carry transformers' registering decorators.
-        importlib.import_module(f"{__package__}.hf")
+        importlib.import_module(f"{__package__}.{name}")
     except ImportError as error:
         # Another version of transformers; it must stay usable for everything else.
         warnings.warn(
@@ -71,3 +87,15 @@ def _register() -> None:
             "checkpoints cannot be loaded with this version",
             stacklevel=2,
         )
+
+
+def _register_quantizer(_registry: ModuleType) -> None:
+    _import("hf")
+
+
+_REGISTRIES: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.quantizers": _register_quantizer,
+    "transformers.models.auto.configuration_auto": name_configs,
+    "transformers.models.auto.modeling_auto": name_models,
+}
+"""What to do with each of transformers' registries once it is imported."""

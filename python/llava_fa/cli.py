@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .cli_fmvr import add_budget, add_training, budget_of, run_training
 from .cli_options import add_calibration, add_config, add_inputs
 from .cli_plan import add_plan_options, add_target, contradiction, run_plan
 from .cli_refine import add_refine_options, run_refine
@@ -35,6 +36,8 @@ examples:
   llava-fa generate small --image cat.jpg --prompt "What is in the picture?"
   llava-fa serve small --runtime packed
   llava-fa decompress small dense --dtype bfloat16
+  llava-fa fmvr train llava-1.5-7b-hf elastic --data llava.json --images images
+  llava-fa generate elastic --image cat.jpg --prompt "What is it?" --visual-tokens 36
   llava-fa demo
 """
 
@@ -56,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_generate(commands)
     _add_serve(commands)
+    _add_fmvr(commands)
     _add_demo(commands)
     return parser
 
@@ -286,6 +290,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     _add_runtime(parser)
+    add_budget(parser)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -300,6 +305,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         runtime=arguments.runtime,
         stream=not arguments.json,
+        **budget_of(arguments),
     )
     if arguments.json:
         print(json.dumps({"answer": answer}))
@@ -335,6 +341,21 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     serve(arguments.further, arguments.runtime)
     return 0
+
+
+def _add_fmvr(commands: Any) -> None:
+    text = "Elastic visual tokens: models that answer with fewer of them."
+    parser = commands.add_parser("fmvr", help=text, description=text)
+    parts = parser.add_subparsers(dest="part", required=True, metavar="COMMAND")
+    add_training(
+        _command(
+            parts,
+            "train",
+            run_training,
+            "Train a model at several numbers of visual tokens at once.",
+            "llava-fa fmvr train llava-1.5-7b-hf elastic --data llava.json --images images",
+        )
+    )
 
 
 def _add_demo(commands: Any) -> None:
@@ -390,9 +411,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _resume_hint(arguments: argparse.Namespace) -> str:
-    if arguments.command != "compress":
+    kept = {"compress": "finished tensors are", "fmvr": "the last saved state is"}
+    if arguments.command not in kept:
         return ""
-    return f"; finished tensors are kept in {arguments.output}, run the same command to continue"
+    return (
+        f"; {kept[arguments.command]} kept in {arguments.output}, run the same command to continue"
+    )
 
 
 def _quiet(arguments: argparse.Namespace) -> None:

@@ -19,17 +19,27 @@ import torch
 from .capture import load_processor
 from .compress import compress_checkpoint
 from .config import CompressionConfig
+from .demo_scales import ScaleRow, accuracy_by_scale, scale_lines
 from .errors import CheckpointError
 from .generate import answer
 from .loading import load_model
 from .report import CompressionReport
 
 _IMAGE_QUESTIONS = "questions.jsonl"
+DENSE_BITS = 16.0
+"""Bits per weight of the example's model as it is stored."""
+
+SHARE_AT_SCALES = 4
+"""One question in so many is asked at every number of visual tokens."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Figures of the demonstration; ``answers`` are (image, question, dense, compressed)."""
+    """Figures of the demonstration.
+
+    ``answers`` are (image, question, dense, compressed), ``scales`` the accuracies of both by
+    visual tokens.
+    """
 
     report: CompressionReport
     folder_bytes: tuple[int, int]
@@ -38,6 +48,7 @@ class DemoResult:
     agreement: float
     kl: float
     answers: tuple[tuple[str, str, str, str], ...]
+    scales: tuple[ScaleRow, ...]
     seconds: float
 
     def to_json(self) -> str:
@@ -51,6 +62,7 @@ class DemoResult:
                 "agreement": self.agreement,
                 "kl": self.kl,
                 "answers": [list(item) for item in self.answers],
+                "accuracy by visual tokens": dict(self.scales),
                 "seconds": self.seconds,
             },
             indent=2,
@@ -75,6 +87,9 @@ class DemoResult:
                 f"  dense: {dense}",
                 f"  compressed: {compressed}",
             ]
+        if self.scales:
+            bits = (DENSE_BITS, self.report.bits_per_weight)
+            lines += ["", *scale_lines(self.scales, bits)]
         return "\n".join([*lines, "", f"{self.seconds:.0f} s in total"])
 
 
@@ -109,7 +124,8 @@ def run_demo(
         dense, compressed = _load(model_folder), _load(packed)
         processor = load_processor(model_folder)
         size = (_weight_bytes(model_folder), _weight_bytes(packed))
-    comparison = _score(folder, [dense, compressed], processor, questions, progress)
+    code = _example_code(folder)
+    comparison = _score(code, [dense, compressed], processor, questions, progress)
     answers = tuple(
         (
             path.name,
@@ -127,6 +143,7 @@ def run_demo(
         agreement=comparison.agreement.value,
         kl=comparison.kl,
         answers=answers,
+        scales=_score_scales(code, folder, [dense, compressed], processor, questions, progress),
         seconds=time.monotonic() - begin,
     )
 
@@ -158,8 +175,8 @@ def _weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _score(folder: Path, models: list[Any], processor: Any, count: int, progress: bool) -> Any:
-    """Compare the answers' distributions with the example's own evaluation."""
+def _example_code(folder: Path) -> tuple[Any, Any]:
+    """Import the example's own evaluation and benchmark."""
     root = str(folder.resolve().parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)
@@ -169,12 +186,39 @@ def _score(folder: Path, models: list[Any], processor: Any, count: int, progress
         benchmark = importlib.import_module(f"{name}.benchmark")
     except ImportError as error:
         raise CheckpointError(f"{folder}: no evaluation code there ({error})") from error
+    return evaluation, benchmark
+
+
+def _score(
+    code: tuple[Any, Any], models: list[Any], processor: Any, count: int, progress: bool
+) -> Any:
+    """Compare the answers' distributions."""
+    evaluation, benchmark = code
     asked = benchmark.benchmark_questions(count)
     dense, packed = (
         evaluation.answer_distributions(model, processor, asked, progress=progress)
         for model in models
     )
     return evaluation.compare(dense, packed, asked)
+
+
+def _score_scales(
+    code: tuple[Any, Any],
+    folder: Path,
+    models: list[Any],
+    processor: Any,
+    count: int,
+    progress: bool,
+) -> tuple[ScaleRow, ...]:
+    """Score both models at every number of visual tokens, on fewer questions."""
+    evaluation, benchmark = code
+    asked = benchmark.benchmark_questions(max(1, count // SHARE_AT_SCALES))
+
+    def accuracy(model: Any, own: Any) -> float:
+        answers = evaluation.answer_distributions(model, own, asked, progress=progress)
+        return float(evaluation.evaluate(answers, asked).accuracy.value)
+
+    return accuracy_by_scale(folder, models, processor, accuracy)
 
 
 def _image_questions(folder: Path) -> list[tuple[Path, str]]:

@@ -11,6 +11,7 @@ from transformers import TextStreamer
 
 from .capture import load_processor, prompt_text
 from .errors import CheckpointError
+from .fmvr import elastic_processor
 from .hf import LlavaFaConfig, Runtime, default_runtime
 from .loading import load_model
 
@@ -23,6 +24,7 @@ def generate_answer(
     max_new_tokens: int = 64,
     runtime: Runtime | None = None,
     stream: bool = False,
+    **budget: Any,
 ) -> str:
     """Load a checkpoint and return the model's answer, decoded greedily.
 
@@ -41,12 +43,17 @@ def generate_answer(
         what ``LLAVA_FA_RUNTIME`` says, else dense.
     stream
         Print the answer on standard output word by word, as it comes.
+    **budget
+        For a model with FMVR: ``visual_tokens``, ``max_prefill_tflops`` or ``max_kv_bytes``; see
+        :func:`llava_fa.fmvr.elastic_processor`.
     """
     chosen = runtime is not None and runtime != default_runtime()  # else dense folders are refused
     options = {"quantization_config": LlavaFaConfig(runtime=runtime)} if chosen else {}
     model = load_model(folder, dtype="auto", **options)
     processor = load_processor(folder)
-    return answer(model, processor, prompt, image, max_new_tokens=max_new_tokens, stream=stream)
+    return answer(
+        model, processor, prompt, image, max_new_tokens=max_new_tokens, stream=stream, **budget
+    )
 
 
 def answer(
@@ -57,12 +64,15 @@ def answer(
     *,
     max_new_tokens: int = 64,
     stream: bool = False,
+    **budget: Any,
 ) -> str:
     """As :func:`generate_answer`, with what is already loaded."""
+    if budget:
+        processor = elastic_processor(processor, model.config)
     images = [_open_image(Path(image))] if image is not None else []
     text = prompt_text(processor, prompt, len(images))
     arguments: dict[str, Any] = {"images": images} if images else {}
-    inputs = processor(text=text, return_tensors="pt", **arguments)
+    inputs = processor(text=text, return_tensors="pt", **arguments, **budget)
     inputs = {
         key: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for key, value in inputs.items()

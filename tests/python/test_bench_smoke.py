@@ -25,6 +25,7 @@ RECORDED = (
     "calibration_order",
     "decode_speed",
     "load",
+    "fmvr",
 )
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
@@ -130,6 +131,22 @@ def test_refine(tmp_path: Path, untrained_model: Path) -> None:
     assert row["KL after"] > 0
     assert row["values trained"] > 1000
     assert [verdict["met"] in (True, False) for verdict in found["tables"]["Targets"]] == [True]
+
+
+def test_fmvr(tmp_path: Path, untrained_model: Path) -> None:
+    found = run("fmvr", tmp_path, "--model", str(untrained_model))
+    tables = found["tables"]
+    variants = {row["variant"] for row in tables["Accuracy"]}
+    assert variants == {"FMVR", "plain pooling"}
+    assert [row["visual tokens"] for row in tables["FMVR against the others"]] == [144, 36, 9, 1]
+    timing = tables["Time to the first token, random model"]
+    assert [row["visual tokens"] for row in timing] == [576, 144, 36, 9, 1]
+    assert all(row["seconds"] > 0 for row in timing)
+    verdicts = tables["Targets"]
+    assert [verdict["met"] in (True, False) for verdict in verdicts] == [True] * 13
+    assert verdicts[-1]["met"]  # follows from formulas alone
+    for chart in ("fmvr.png", "fmvr_parts.png"):
+        assert (tmp_path / chart).stat().st_size > 1000
 
 
 def test_compress_speed(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
+from llava_fa import load_model
 from llava_fa.cli import main
 from llava_fa.demo import run_demo
 from llava_fa.errors import CheckpointError
+from llava_fa.fmvr import attach_fmvr
 
 BENCHMARK = """
     def benchmark_questions(count):
@@ -23,6 +26,9 @@ EVALUATE = """
     def answer_distributions(model, processor, questions, progress):
         return len(questions), float(model.get_submodule(
             "model.language_model.layers.0.mlp.up_proj").weight.detach().abs().sum())
+
+    def evaluate(answers, questions):
+        return Namespace(accuracy=Namespace(value=answers[0] / 10 + float(answers[1] > 0)))
 
     def compare(reference, own, questions):
         assert reference[0] == own[0] == len(questions)
@@ -61,6 +67,21 @@ def test_figures_and_three_answers(example: Path, tmp_path: Path) -> None:
     assert "0.8750" in table
     assert "0.12500" in table
     assert json.loads(result.to_json())["kl"] == 0.125
+
+
+def test_a_trained_pyramid_gives_a_table_of_scales(example: Path) -> None:
+    assert run_demo(example, questions=8, progress=False).scales == ()
+    model = attach_fmvr(load_model(example / "model"))
+    save_file(model.fmvr.state_dict(), example / "pyramid.safetensors")
+    result = run_demo(example, questions=8, progress=False)
+    assert [scale for scale, _ in result.scales] == [4, 1]
+    assert all(found == (1.2, 1.2) for _, found in result.scales)  # of two questions
+    table = result.table()
+    lines = table.splitlines()
+    head = next(line for line in lines if line.startswith("accuracy at visual tokens"))
+    assert head.split()[-4:] == ["16", "bits", f"{result.report.bits_per_weight:.3g}", "bits"]
+    assert lines[lines.index(head) + 2].split() == ["1", "1.2000", "1.2000"]
+    assert json.loads(result.to_json())["accuracy by visual tokens"]["4"] == [1.2, 1.2]
 
 
 def test_the_compressed_model_can_be_kept(

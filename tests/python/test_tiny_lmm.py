@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from examples.tiny_lmm import answering, benchmark, evaluate, questions, scenes
+from examples.tiny_lmm import answering, benchmark, conversations, evaluate, questions, scenes
 from examples.tiny_lmm.architecture import (
     IMAGE_TOKENS,
     WORD_ID,
@@ -24,6 +25,9 @@ from examples.tiny_lmm.architecture import (
 from examples.tiny_lmm.batches import IGNORE, PREFIX, SLOTS, Difficulty, layout, make_batch
 from examples.tiny_lmm.rounding import round_matrix, round_to_nearest
 from examples.tiny_lmm.statistics import clustered_mean, wilson_interval
+from llava_fa.demo_scales import PYRAMID
+from llava_fa.fmvr import attach_fmvr
+from llava_fa.fmvr.conversations import messages_of, rendered
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "tiny_lmm" / "model"
@@ -288,3 +292,27 @@ def test_shipped_model_generates_the_demo_answers(shipped: tuple[Any, Any]) -> N
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         words = processor.decode(output[0, inputs["input_ids"].shape[1] :]).split()
         assert words == [entry["answer"], "<eos>"], entry
+
+
+# --- fewer visual tokens -----------------------------------------------------------------------
+
+
+def test_conversations_ask_as_the_model_was_trained(tmp_path: Path) -> None:
+    asked = benchmark.calibration_questions(3, conversations.CONVERSATION_SEED)
+    conversations.write(tmp_path, asked)
+    lines = json.loads((tmp_path / "conversations.json").read_text())
+    assert len(lines) == 3
+    for question, line in zip(asked, lines, strict=True):
+        text, ((start, end),) = rendered(build_processor(), messages_of(line["conversations"]))
+        assert text == f"{question.prompt} {question.answer}<eos>"
+        assert text[start:end] == f" {question.answer}<eos>"
+        assert (tmp_path / line["image"]).is_file()
+
+
+def test_the_shipped_pyramid_is_that_of_the_shipped_model(shipped: tuple[Any, Any]) -> None:
+    model = attach_fmvr(copy.deepcopy(shipped[0]))
+    weights = load_file(ROOT / "examples" / "tiny_lmm" / PYRAMID)
+    before = {name: tensor.clone() for name, tensor in model.fmvr.state_dict().items()}
+    model.fmvr.load_state_dict(weights)
+    assert model.fmvr.shape.scales == (144, 36, 9, 1)
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in weights.items())
