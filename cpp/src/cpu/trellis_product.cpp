@@ -3,11 +3,10 @@
 // 1. x becomes integers of up to 16 bits, with a step per tile of 32 columns.
 // 2. Per panel and tile the codes are unpacked to one byte per row, after the codes of the rows
 //    above, so that the codes of all earlier rows are the same bytes read a little earlier.
-// 3. A state's index is linear over GF(2): the exclusive or of one table entry per half byte of
-// each
-//    code that the state holds (Tap). Its half bytes pick the levels of the real and the imaginary
-//    part, which are multiplied with x and added to 32 bits. Levels have a bias against signs,
-//    whose share is the same for all rows.
+// 3. A state's index is linear over GF(2): the exclusive or of one table entry per half byte of the
+//    codes that the state holds (Tap). Its half bytes pick the levels of both parts, which are
+//    multiplied with x and added to 32 bits. Levels have a bias against signs, whose share of the
+//    sum is the same for all rows.
 // 4. Per tile the sums become float32.
 #include "coded_product.hpp"
 
@@ -22,8 +21,8 @@ namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kTileColumns = 32;
-constexpr Index kHistory = 32;       // rows above a panel: a whole register, for its alignment,
-constexpr Index kReach = 16;         // of which a state reaches fewer than these
+constexpr Index kHistory = 32;       // bytes before a panel's rows, which keep these aligned
+constexpr Index kReach = 16;         // rows above that a state may reach, at the history's end
 constexpr Index kPanelsPerItem = 4;  // segments start with an item
 constexpr double kNanosecondsPerCode = 0.15;
 static_assert(kSegmentRows % (kPanelsPerItem * kPanelRows) == 0 && kReach >= kMaxStateBits);
