@@ -257,10 +257,10 @@ def test_seed_changes_signs_and_bytes():
 
 
 def test_state_used_in_place_is_not_copied_and_stays_alive():
-    state = compress_matrix(gaussian((20, 13)), CompressionConfig(bits=2.5, rank=2)).state_dict()
+    state = compress_matrix(gaussian((20, 13)), CompressionConfig(bits=2.5)).state_dict()
     expected = CompressedMatrix.from_state_dict(state).dense()
     matrix = CompressedMatrix.from_state_dict(dict(state), in_place=True)
-    state["matrix_scale"].mul_(2)
+    state["row_scale"].mul_(2)
     torch.testing.assert_close(matrix.dense(), 2 * expected, rtol=1e-6, atol=0)
     del state
     torch.testing.assert_close(matrix.dense(), 2 * expected, rtol=1e-6, atol=0)
@@ -278,7 +278,7 @@ def test_corrupted_state_is_refused_by_name():
     with pytest.raises(FormatError, match="row_scale"):
         CompressedMatrix.from_state_dict({**state, "row_scale": state["row_scale"] * torch.nan})
     header = state["header"].clone()
-    header[0] = 2
+    header[0] = 3
     with pytest.raises(FormatError, match="install a newer llava-fa"):
         CompressedMatrix.from_state_dict({**state, "header": header})
 

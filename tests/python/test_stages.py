@@ -134,7 +134,7 @@ def test_any_trellis_codes_decode_to_the_documented_points(code_bits, state_bits
     packed = rng.integers(0, 256, (300, 8 * code_bits), dtype=np.uint8)
     scale = np.ones(300, dtype=np.float16)
     decoded = llava_fa.polar_decode(packed, scale, 64, code_bits, "trellis", state_bits=state_bits)
-    codes = np.stack([reference.unpack_bits(row, 64, code_bits) for row in packed])
+    codes = reference.unpack_codes(packed, 64, code_bits)
     np.testing.assert_array_equal(decoded, reference.trellis_entries(codes, code_bits, state_bits))
 
 
