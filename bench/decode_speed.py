@@ -5,9 +5,11 @@
    speed does not depend on them. Layers change from call to call, so that none stays in a cache.
 2. 512 tokens of the same.
 3. A text model with random weights: tokens per second, time to the first token, resident memory.
+4. The trained tiny model: whether the packed run time answers as the dense one.
 
 The limit of one token is the time to read the layer's stored bytes at the speed of reading memory,
-measured in the same run.
+measured in the same run. The share of the transforms is that of transforming one vector there and
+one back by two calls from Python, and so rather more than what they take within a product.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import Any
 import torch
 
 from bench import support
-from llava_fa import CompressedMatrix
+from bench.agreement import agreement_rows
+from bench.random_model import VOCABULARY, random_text_model
+from llava_fa import CompressedMatrix, half_spectrum, inverse_half_spectrum
 from llava_fa.matrix_spec import MatrixSpec
 from llava_fa.nn import FourierLinear
 from llava_fa.packed_checkpoint import FORMAT_VERSION
@@ -109,6 +113,18 @@ def seconds_of(layers: Sequence[torch.nn.Module], x: torch.Tensor, repeats: int)
     return sorted(times)[len(times) // 2]
 
 
+def transform_seconds(shape: tuple[int, int], repeats: int) -> float:
+    """Median seconds of the transforms of one product: inputs there, outputs back."""
+    x, y = torch.randn(shape[1], 1), half_spectrum(torch.randn(shape[0], 1))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        half_spectrum(x)
+        inverse_half_spectrum(y, shape[0])
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
 def read_bandwidth(size: int = 1 << 28) -> float:
     """Bytes per second of summing a large array."""
     data = torch.ones(size // 4)
@@ -143,6 +159,7 @@ def layer_rows(
         for name, dtype in TYPES.items():
             layers = copies(partial(dense_layer, shape, dtype), quick)
             row[f"dense {name} ms"] = 1e3 * seconds_of(layers, inputs[name], repeats)
+        transforms = transform_seconds(shape, 4 * repeats)
         for codec, bits in CODES:
             packed = copies(partial(packed_layer, shape, codec, bits), quick)
             limit = stored_bytes(packed[0]) / bandwidth
@@ -155,7 +172,10 @@ def layer_rows(
                     f"times {name}": row[f"dense {name} ms"] / (1e3 * value)
                     for name, value in times.items()
                 }
-                | {"of the limit": limit / times["bfloat16"] if tokens == 1 else None}
+                | {
+                    "of the limit": limit / times["bfloat16"] if tokens == 1 else None,
+                    "transforms": transforms / times["bfloat16"] if tokens == 1 else None,
+                }
             )
     return rows
 
@@ -180,16 +200,11 @@ def peer_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
 
 def model_rows(quick: bool) -> list[dict[str, Any]]:
     """Time generation of a text model with random weights, dense and packed."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    size = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
-    if not quick:
-        size = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16}
-    config = LlamaConfig(num_hidden_layers=2 if quick else 8, vocab_size=4096, **size)
-    prompt = torch.randint(0, 4096, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, VOCABULARY, (1, PROMPT), generator=generator)
     rows = []
     for name, dtype in TYPES.items():
-        model = LlamaForCausalLM(config).to(dtype).eval()
+        model = random_text_model(quick).to(dtype)
         rows.append({"model": f"dense {name}", **generation(model, prompt)})
         for codec, bits in CODES:
             for module in model.model.layers.modules():
@@ -217,14 +232,25 @@ def generation(model: Any, prompt: torch.Tensor) -> dict[str, float]:
     }
 
 
-def targets(one: Sequence[dict[str, Any]], many: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Judge the layers of LLaVA-1.5-7B."""
+def targets(
+    one: Sequence[dict[str, Any]],
+    many: Sequence[dict[str, Any]],
+    peers: Sequence[dict[str, Any]],
+    agreement: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Judge the layers of LLaVA-1.5-7B, and the answers of the tiny model."""
     rows = []
+    peer_ms = {row.get("layer"): row.get("bfloat16 ms") for row in peers}
     for row in one[: 2 * len(CODES)]:
         bounds = {"ring 4": 2.5, "ring 2": 4.0}
         if row["code"] in bounds:
             what = f"one token, {row['layer']}, {row['code']}: times dense bfloat16"
             rows.append(support.target(what, row["times bfloat16"], bounds[row["code"]], True))
+            what = f"one token, {row['layer']}, {row['code']}: share of the transforms"
+            rows.append(support.target(what, row["transforms"], 0.15, False))
+            if peer := peer_ms.get(row["layer"]):
+                what = f"one token, {row['layer']}, {row['code']}: times NF4 of bitsandbytes"
+                rows.append(support.target(what, peer / row["bfloat16 ms"], 2.0, True))
         if row["code"].startswith("trellis"):
             bits = row["code"].split()[1]
             ring = next(r for r in one if (r["layer"], r["code"]) == (row["layer"], f"ring {bits}"))
@@ -236,6 +262,10 @@ def targets(one: Sequence[dict[str, Any]], many: Sequence[dict[str, Any]]) -> li
             for name, bound in (("float32", 1.2), ("bfloat16", 1.5)):
                 what = f"512 tokens, {row['layer']}, {row['code']}, {name}: times as long as dense"
                 rows.append(support.target(what, 1 / row[f"times {name}"], bound, False))
+    worst = max(row["difference of logits"] for row in agreement)
+    rows.append(support.target("packed against dense, float32: logits", worst, 1e-3, False))
+    others = sum(row["other answers"] for row in agreement)
+    rows.append(support.target("packed against dense, float32: other answers", others, 0, False))
     return rows
 
 
@@ -252,13 +282,15 @@ def main() -> None:
     one = layer_rows(shapes, 1, 3 if quick else 25, quick, bandwidth)
     many = layer_rows(shapes[:1], 8 if quick else 512, 1 if quick else 3, quick, bandwidth)
     peers = peer_rows(arguments.peers_python, quick)
-    judged = targets(one, many)
+    agreement = agreement_rows(CODES[:1] if quick else CODES, 8 if quick else 40)
+    judged = targets(one, many, peers, agreement)
     if quick:
         for row in judged:
             row["met"] = None  # a smoke run's sizes are not the target's
     tables = {"One token": one, "512 tokens": many}
     tables |= {"Peers, one token": peers} if peers else {}
-    tables |= {"A model": model_rows(quick), "Targets": judged}
+    tables |= {"A model": model_rows(quick), "Packed against dense": agreement}
+    tables |= {"Targets": judged}
     figures = {"read_gbytes_per_second": bandwidth / 1e9}
     support.publish("decode_speed", arguments.json, tables, figures)
 

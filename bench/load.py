@@ -42,25 +42,13 @@ PAGE = 4096
 PACKED_ALLOWANCE = 1.1
 
 
-def make_model(folder: Path, quick: bool) -> None:
-    """Write a text model with random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    size = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-    if not quick:
-        size = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8}
-    config = LlamaConfig(num_attention_heads=16, vocab_size=4096, dtype="bfloat16", **size)
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-
-
 def make_folders(root: Path, quick: bool) -> None:
     """Write the dense checkpoint and its compressed ones, and the small ones of the warm-up."""
+    from bench.random_model import random_text_model
     from llava_fa import CompressionConfig, compress_checkpoint
 
     for place, small in ((root, quick), (root / "small", True)):
-        make_model(place / DENSE, small)
+        random_text_model(small).bfloat16().save_pretrained(place / DENSE)
         for name, options in SETTINGS.items():
             config = CompressionConfig(**options)
             compress_checkpoint(place / DENSE, place / name, config, progress=False)

@@ -48,11 +48,7 @@ Trellis built(int code_bits, int state_bits) {
                       -(kLevelBits + tables.fine_shift));
   };
   for (std::uint32_t state = 0; state < std::uint32_t{1} << state_bits; ++state) {
-    std::uint8_t c = 0, f = 0;
-    for (int i = 0; i < kMaxStateBits / 4; ++i) {
-      c ^= out.coarse_index[i][state >> (4 * i) & 15];
-      f ^= out.fine_index[i][state >> (4 * i) & 15];
-    }
+    const auto [c, f] = out.index_of(state);
     const float real = level(c & 15, f & 15), imag = level(c >> 4, f >> 4);
     out.point_real.push_back(real);
     out.point_imag.push_back(imag);

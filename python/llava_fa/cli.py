@@ -6,7 +6,6 @@ Exit codes: 0 success, 1 an error or a failed verification, 2 wrong usage, 130 i
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .cli_fmvr import add_budget, add_training, budget_of, run_training
-from .cli_options import add_calibration, add_config, add_inputs
+from .cli_options import add_calibration, add_config, add_inputs, settings_of
 from .cli_plan import add_plan_options, add_target, contradiction, run_plan
 from .cli_refine import add_refine_options, run_refine
 from .config import CompressionConfig
@@ -85,16 +84,9 @@ class _UsageError(Exception):
     """An option has a value that the command cannot take."""
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given."""
-    names = (field.name for field in dataclasses.fields(CompressionConfig))
-    given = {name: getattr(arguments, name, None) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def _config(arguments: argparse.Namespace) -> CompressionConfig:
     try:
-        return CompressionConfig(**_settings(arguments))
+        return CompressionConfig(**settings_of(CompressionConfig, arguments))
     except (TypeError, ValueError) as error:
         raise _UsageError(str(error)) from error
 
@@ -123,7 +115,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     from .compress import compress_checkpoint
 
     config = _config(arguments)
-    if problem := contradiction(arguments, list(_settings(arguments))):
+    if problem := contradiction(arguments, list(settings_of(CompressionConfig, arguments))):
         raise _UsageError(problem)
     _set_threads(arguments.threads)
     report = compress_checkpoint(

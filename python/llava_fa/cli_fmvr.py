@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import Any
 
+from .cli_options import adder, settings_of
 from .fmvr.restoration import VARIANTS
 from .fmvr.training_options import TRAINED, FmvrTraining
 
@@ -58,10 +59,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_numbers(group: Any) -> None:
-    def add(option: str, kind: type, text: str) -> None:
-        default = getattr(_DEFAULTS, option.strip("-").replace("-", "_"))
-        group.add_argument(option, type=kind, default=default, help=f"{text} (default {default})")
-
+    add = adder(group, _DEFAULTS)
     add("--distillation", float, "weight of the divergence from all visual tokens' answers")
     add("--epochs", float, "passes over the examples")
     add("--batch-size", int, "examples per device and pass")
@@ -76,22 +74,10 @@ def run_training(arguments: argparse.Namespace) -> int:
     """Train and print what it did."""
     from .fmvr.training import train_fmvr
 
-    options = FmvrTraining(
-        train=arguments.train,
-        scales=tuple(arguments.scales) if arguments.scales else None,
-        variant=arguments.variant,
-        distillation=arguments.distillation,
-        epochs=arguments.epochs,
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        accumulation=arguments.accumulation,
-        learning_rate=arguments.learning_rate,
-        pyramid_learning_rate=arguments.pyramid_learning_rate,
-        gradient_checkpointing=arguments.gradient_checkpointing,
-        dtype=arguments.dtype,
-        save_steps=arguments.save_steps,
-        seed=arguments.seed,
-    )
+    given = settings_of(FmvrTraining, arguments)
+    if arguments.scales:
+        given["scales"] = tuple(arguments.scales)
+    options = FmvrTraining(**given)
     report = train_fmvr(
         arguments.model,
         arguments.output,

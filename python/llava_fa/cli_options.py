@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from .config import CompressionConfig
 
 _DEFAULTS = CompressionConfig()
+
+
+def settings_of(kind: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was given of the fields of a dataclass, by the arguments of their names."""
+    names = (field.name for field in dataclasses.fields(kind))
+    given = {name: getattr(arguments, name, None) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def adder(group: Any, defaults: Any) -> Callable[[str, type, str], None]:
+    """Return what adds an option of one value, whose default is the field of its name."""
+
+    def add(option: str, kind: type, text: str) -> None:
+        default = getattr(defaults, option.strip("-").replace("-", "_"))
+        group.add_argument(option, type=kind, default=default, help=f"{text} (default {default})")
+
+    return add
 
 
 def add_config(parser: argparse.ArgumentParser, *, bits: bool = True) -> None:

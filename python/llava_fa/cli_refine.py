@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .cli_options import adder, settings_of
 from .distillation import RefinementOptions
 from .distillation_targets import POSITIONS
 
@@ -20,11 +21,7 @@ def add_refine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--calib-samples", type=int, default=128, metavar="N")
     group = parser.add_argument_group("training")
-
-    def add(option: str, kind: type, text: str) -> None:
-        default = getattr(_DEFAULTS, option.strip("-").replace("-", "_"))
-        group.add_argument(option, type=kind, default=default, help=f"{text} (default {default})")
-
+    add = adder(group, _DEFAULTS)
     add("--steps", int, "optimizer steps")
     add("--learning-rate", float, "of AdamW on logarithms of scales; falls along a cosine")
     add("--batch-size", int, "examples per step")
@@ -50,15 +47,7 @@ def run_refine(arguments: argparse.Namespace) -> int:
     """Refine and print what it did."""
     from .refine import refine_checkpoint
 
-    options = RefinementOptions(
-        steps=arguments.steps,
-        learning_rate=arguments.learning_rate,
-        batch_size=arguments.batch_size,
-        weight_decay=arguments.weight_decay,
-        held_out=arguments.held_out,
-        positions=arguments.positions,
-        seed=arguments.seed,
-    )
+    options = RefinementOptions(**settings_of(RefinementOptions, arguments))
     report = refine_checkpoint(
         arguments.packed,
         arguments.dense,

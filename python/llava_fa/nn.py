@@ -116,10 +116,11 @@ class FourierLinear(nn.Linear):
         """Return the buffers that hold the matrix, by their suffixes of ``docs/format.md``."""
         return {name: self.get_buffer(name) for name in self._stored_names}
 
-    @property
-    def weight(self) -> PackedWeight:  # type: ignore[override]
+    def _packed_weight(self) -> PackedWeight:
         """No weight, but what explains that, and tells the device and what else libraries ask."""
         return PackedWeight(self.get_buffer("codes"))
+
+    weight: Any = property(_packed_weight)
 
     def dense(self) -> Tensor:
         """Return the decoded weight, (m, n) float32, on the layer's device."""

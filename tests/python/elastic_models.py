@@ -13,6 +13,8 @@ IMAGE = 60
 SIDE = 12
 PINPOINTS = [[24, 48], [48, 24], [48, 48]]
 """Of LLaVA-NeXT: tiles of 24 × 24 pixels, 6 × 6 tokens."""
+WIDE, TALL = [20, 60], [60, 20]
+"""Sizes of images whose padding LLaVA-NeXT cuts off."""
 
 
 def clip(size: int) -> Any:
@@ -89,6 +91,15 @@ def rows(*counts: list[int], texts: tuple[int, ...] = (7, 7, 7, 7)) -> dict[str,
         ids[row, length - len(prompt) :] = prompt
         mask[row, length - len(prompt) :] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def next_inputs(count: int) -> dict[str, Any]:
+    """A wide image: the whole and two tiles."""
+    return {
+        **rows([count]),
+        "pixel_values": pixels(1, 3, 3, 24, 24),
+        "image_sizes": torch.tensor([WIDE]),
+    }
 
 
 def qwen_inputs(*grids: tuple[int, int], placeholders: list[int]) -> dict[str, Any]:

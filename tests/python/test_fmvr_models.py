@@ -16,9 +16,12 @@ from architectures import pixtral, qwen2_5_vl
 from conftest import compress, llama_model, read_all
 from elastic_models import (
     IMAGE,
+    TALL,
+    WIDE,
     elastic_llava,
     llava,
     llava_next,
+    next_inputs,
     pixels,
     qwen_inputs,
     rows,
@@ -32,8 +35,6 @@ from llava_fa.fmvr.models import ELASTIC_CLASSES
 from llava_fa.hf import LlavaFaConfig
 
 SCALES = (144, 36, 9, 1)
-WIDE, TALL = [20, 60], [60, 20]
-"""Sizes of images whose padding LLaVA-NeXT cuts off."""
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +55,6 @@ def elastic_qwen() -> Any:
 @torch.no_grad()
 def logits(model: Any, inputs: dict[str, Any], **options: Any) -> torch.Tensor:
     return torch.as_tensor(model(**inputs, **options).logits)
-
-
-def next_inputs(count: int) -> dict[str, Any]:
-    """A wide image: the whole and two tiles."""
-    return {
-        **rows([count]),
-        "pixel_values": pixels(1, 3, 3, 24, 24),
-        "image_sizes": torch.tensor([WIDE]),
-    }
 
 
 class TestFullScale:

@@ -280,4 +280,4 @@ class TestBadInput:
     )
     def test_settings(self, arguments: tuple[object, ...], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            VisualTokenPyramid(*arguments)  # type: ignore[arg-type]
+            VisualTokenPyramid(*arguments)

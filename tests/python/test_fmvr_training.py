@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_fmvr_models import next_inputs
 
 from architectures import qwen2_5_vl
 from conftest import llava_processor, read_all
@@ -22,6 +21,7 @@ from elastic_models import (
     elastic_llava,
     llava,
     llava_next,
+    next_inputs,
     pixels,
     qwen_inputs,
     rows,

@@ -41,6 +41,20 @@ struct Trellis {
   std::vector<float> point_imag;    // 2^state_bits
   std::vector<float> point_pairs;   // the same, real and imaginary parts in turn
   std::vector<float> point_energy;  // |point|^2
+
+  // c and f above.
+  struct PointIndex {
+    std::uint8_t coarse;
+    std::uint8_t fine;
+  };
+  PointIndex index_of(std::uint32_t state) const {
+    PointIndex index = {0, 0};
+    for (std::size_t i = 0; i < coarse_index.size(); ++i, state >>= 4) {
+      index.coarse ^= coarse_index[i][state & 15];
+      index.fine ^= fine_index[i][state & 15];
+    }
+    return index;
+  }
 };
 
 // Built once per (code_bits, state_bits) and cached; thread-safe.
@@ -56,6 +70,9 @@ constexpr Index segment_count(Index rows) { return rows < kSegmentRows ? 1 : row
 // First row of segment s; segment_count(rows) gives `rows`. The last segment takes what is left.
 constexpr Index segment_begin(Index rows, Index s) {
   return s == segment_count(rows) ? rows : s * kSegmentRows;
+}
+constexpr Index segment_of(Index rows, Index row) {
+  return std::min(row / kSegmentRows, segment_count(rows) - 1);
 }
 
 // State bits that a matrix of `rows` rows uses: a state holds at most a quarter of its segment,

@@ -27,19 +27,19 @@ void multiply_points(const CodedMatrix& matrix, VectorView x, int threads, Vecto
 #if defined(__AVX2__)
 
 // Table products (table_product.cpp): codes of up to six bits. Products of all points with an entry
-// of x are tabulated in fixed point and looked up in registers. Relative error about 1e-7, or 1e-4
+// of x are tabulated in fixed point and looked up in registers. Relative error about 1e-6, or 2e-4
 // at half precision.
 bool table_products_apply(const CodedMatrix& matrix);
 void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                         VectorSpan y);
 
 // Ring products (ring_product.cpp): 16 rings of 16 phases. Products of all phases with an entry of
-// x are tabulated in fixed point, and multiplied by the radius. Relative error about 1e-4.
+// x are tabulated in fixed point, and multiplied by the radius. Relative error about 2e-4.
 bool ring_products_apply(const CodedMatrix& matrix);
 void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
 // Trellis products (trellis_product.cpp): states of 32 rows become points by look-ups in registers,
-// which are multiplied with x as integers. Relative error about 1e-4.
+// which are multiplied with x as integers. Relative error about 3e-5.
 void multiply_trellis(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
 #endif

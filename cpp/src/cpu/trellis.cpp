@@ -164,7 +164,7 @@ void TrellisStates::push(Index row) {
 
 // Rebuilds the states from the rows before, circularly within the row's segment.
 void TrellisStates::enter(Index row) {
-  const Index segment = std::min(row / kSegmentRows, segment_count(rows_) - 1);
+  const Index segment = segment_of(rows_, row);
   const Index begin = segment_begin(rows_, segment);
   end_ = segment_begin(rows_, segment + 1);
   const Index length = end_ - begin;

@@ -12,6 +12,7 @@
 
 #if defined(__AVX2__)
 
+#include <utility>
 #include <vector>
 
 #include "parallel.hpp"
@@ -98,10 +99,9 @@ std::vector<Tap> taps_of(const Trellis& code) {
       for (std::uint32_t nibble = 0; nibble < kTableSize; ++nibble) {
         const std::uint32_t in_code = (nibble << (4 * plane)) & ((1u << code.code_bits) - 1);
         const std::uint32_t state = (in_code << (back * code.code_bits)) & (states - 1);
-        for (std::size_t i = 0; i < code.coarse_index.size(); ++i) {
-          tap.coarse[nibble] ^= code.coarse_index[i][(state >> (4 * i)) & 15];
-          tap.fine[nibble] ^= code.fine_index[i][(state >> (4 * i)) & 15];
-        }
+        const auto [coarse, fine] = code.index_of(state);
+        tap.coarse[nibble] = coarse;
+        tap.fine[nibble] = fine;
       }
       taps.push_back(tap);
     }
@@ -121,11 +121,11 @@ Fine fine_kind(const Trellis& code) {
 template <Fine kFine, std::size_t kTaps>  // kTaps 0: any number
 class TrellisProduct {
  public:
-  TrellisProduct(const CodedMatrix& matrix, VectorView x)
+  TrellisProduct(const CodedMatrix& matrix, VectorView x, std::vector<Tap> taps)
       : matrix_(matrix),
         tiles_(matrix, kTileColumns * matrix.code_bits() / 8),
         unpack_(kUnpackTile[matrix.code_bits() - 1]),
-        taps_(taps_of(*matrix.trellis)),
+        taps_(std::move(taps)),
         for_real_(tiles_.count() * kTileColumns),
         for_imag_(for_real_.size()),
         scales_(static_cast<std::size_t>(tiles_.count())) {
@@ -228,7 +228,7 @@ class TrellisProduct {
   // Rows before `row`: where a segment starts, circularly, those before its end.
   void unpack_history(Index row, Index tile, Scratch& scratch) const {
     Index end = row;
-    const Index segment = std::min(row / kSegmentRows, segment_count(matrix_.rows) - 1);
+    const Index segment = segment_of(matrix_.rows, row);
     if (row == segment_begin(matrix_.rows, segment)) {
       end = segment_begin(matrix_.rows, segment + 1);
     }
@@ -356,11 +356,15 @@ class TrellisProduct {
 
 template <Fine kFine>
 void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
-  switch (taps_of(*matrix.trellis).size()) {
-    case 3: return TrellisProduct<kFine, 3>(matrix, x).multiply(threads, y);
-    case 4: return TrellisProduct<kFine, 4>(matrix, x).multiply(threads, y);
-    case 5: return TrellisProduct<kFine, 5>(matrix, x).multiply(threads, y);
-    default: return TrellisProduct<kFine, 0>(matrix, x).multiply(threads, y);
+  std::vector<Tap> taps = taps_of(*matrix.trellis);
+  const auto with_taps = [&]<std::size_t kTaps>() {
+    TrellisProduct<kFine, kTaps>(matrix, x, std::move(taps)).multiply(threads, y);
+  };
+  switch (taps.size()) {
+    case 3: return with_taps.template operator()<3>();
+    case 4: return with_taps.template operator()<4>();
+    case 5: return with_taps.template operator()<5>();
+    default: return with_taps.template operator()<0>();
   }
 }
 

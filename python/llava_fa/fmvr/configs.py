@@ -28,7 +28,7 @@ class FmvrLlavaNextConfig(LlavaNextConfig):
     fmvr: dict[str, Any] | None = None
 
 
-class FmvrQwen2_5_VLConfig(Qwen2_5_VLConfig):  # noqa: N801
+class FmvrQwen2_5_VLConfig(Qwen2_5_VLConfig):
     """Qwen2.5-VL with FMVR; see :class:`FmvrLlavaConfig`."""
 
     model_type = "llava_fa_fmvr_qwen2_5_vl"

@@ -150,7 +150,7 @@ class FmvrLlavaNextModel(PyramidModel, LlavaNextModel):
         return torch.cat([grids[0], rows])
 
 
-class FmvrQwen2_5_VLModel(PyramidModel, Qwen2_5_VLModel):  # noqa: N801
+class FmvrQwen2_5_VLModel(PyramidModel, Qwen2_5_VLModel):
     """Qwen2.5-VL's inner model with a pyramid; videos stay at full scale."""
 
     def encode_images(self, **inputs: Any) -> tuple[Any, list[Tensor]]:
@@ -348,9 +348,7 @@ class FmvrLlavaNextForConditionalGeneration(ElasticGeneration, LlavaNextForCondi
     inner_class = FmvrLlavaNextModel
 
 
-class FmvrQwen2_5_VLForConditionalGeneration(  # noqa: N801
-    _ElasticQwen, Qwen2_5_VLForConditionalGeneration
-):
+class FmvrQwen2_5_VLForConditionalGeneration(_ElasticQwen, Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL that takes ``visual_tokens``, a limit for every image."""
 
     config_class = FmvrQwen2_5_VLConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -59,7 +59,7 @@ class _Elastic:
         **options: Any,
     ) -> Any:
         """See :func:`elastic_processor`."""
-        found = super().__call__(*arguments, **options)  # type: ignore[misc]
+        found = cast("Any", super()).__call__(*arguments, **options)
         budget = Budget.of(max_prefill_tflops, max_kv_bytes)
         if visual_tokens is None and budget is None:
             return found
