@@ -168,7 +168,8 @@ class FourierLinear(nn.Linear):
             )
         if x.dtype not in _ACTIVATIONS:
             raise TypeError(f"activations are {x.dtype}, expected float32, bfloat16 or float16")
-        for what, device in (("activations", x.device), ("layer", self.codes.device)):
+        codes: Any = self._buffers["codes"]  # not by name, which takes modules longer
+        for what, device in (("activations", x.device), ("layer", codes.device)):
             if device.type not in _DEVICES:
                 raise ValueError(
                     f"the {what}: on {device}, but packed matrices are multiplied on the CPU; move "

@@ -97,7 +97,8 @@ def _multiply(
     rows, cols = matrix.shape
     out = torch.empty((*x.shape[:-1], rows), dtype=dtype)
     half = x.dtype.itemsize == 2
-    matrix.matmul_into(x.detach().reshape(-1, cols), out.view(-1, rows), half=half)
+    plain = x.detach() if x.requires_grad else x
+    matrix.matmul_into(plain.reshape(-1, cols), out.view(-1, rows), half=half)
     return out
 
 

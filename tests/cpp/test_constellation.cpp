@@ -1,13 +1,19 @@
 // Constellations: the design's table, point counts, and the closed forms behind them.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <complex>
+#include <cstdint>
 #include <map>
+#include <vector>
 
 #include "llava_fa/constellation.hpp"
 #include "llava_fa/error.hpp"
 
 using namespace llava_fa;
+
+using Complex = std::complex<double>;
 
 TEST_CASE("design distortions reach the reference table within 2 %") {
   const std::map<int, double> ring = {{2, 0.363},  {3, 0.2036}, {4, 0.1093}, {5, 0.0583},
@@ -39,13 +45,37 @@ TEST_CASE("every code is one point, on rings of increasing radius") {
       int next = 0;
       float radius = -1;
       for (const Ring& ring : points.rings) {
-        CHECK(ring.first_code == next);
+        CHECK(ring.first_point == next);
         CHECK(ring.radius > radius);
         next += ring.phases;
         radius = ring.radius;
       }
       CHECK(next == 1 << bits);
     }
+  }
+}
+
+TEST_CASE("codes of points ring by ring are each used once, in order but for the ring of 8 bits") {
+  for (const Codec codec : {Codec::uniform, Codec::product, Codec::ring}) {
+    for (int bits = kMinCodeBits; bits <= kMaxCodeBits; ++bits) {
+      std::vector<std::uint16_t> codes = constellation(codec, bits).point_code;
+      CHECK(std::is_sorted(codes.begin(), codes.end()) != (codec == Codec::ring && bits == 8));
+      std::sort(codes.begin(), codes.end());
+      for (std::size_t i = 0; i < codes.size(); ++i) REQUIRE(codes[i] == i);
+      CHECK(codes.size() == std::size_t{1} << bits);
+    }
+  }
+}
+
+TEST_CASE("in codes of the 8-bit ring the top bit is the sign and the low four are the angle") {
+  const Constellation& points = constellation(Codec::ring, 8);
+  for (int code = 0; code < 128; ++code) {
+    const Complex point(points.point_real[code], points.point_imag[code]);
+    const Complex opposite(points.point_real[code + 128], points.point_imag[code + 128]);
+    CHECK(std::abs(point + opposite) < 1e-6);
+    const Complex innermost(points.point_real[code & 15], points.point_imag[code & 15]);
+    CHECK(std::arg(point) == doctest::Approx(std::arg(innermost)));
+    CHECK(std::abs(point) == doctest::Approx(points.rings[code / 8].radius));
   }
 }
 

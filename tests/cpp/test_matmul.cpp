@@ -50,6 +50,12 @@ PackedMatrix compressed(Index m, Index n, Codec codec, int code_bits) {
   return compress_matrix(reference::gaussian(m, n, 61).view(), options).matrix;
 }
 
+// What rounding to 16 bits may cost: codes whose products are tabulated whole are more exact than
+// those whose points are put together.
+double half_tolerance(Codec codec, int code_bits) {
+  return codec == Codec::trellis || (codec == Codec::ring && code_bits == 8) ? 1e-3 : 3e-4;
+}
+
 TEST_CASE("the packed product equals the dense one to 1e-5") {
   struct Case {
     Index m, n, batch, rank;
@@ -84,7 +90,7 @@ TEST_CASE("every code is multiplied at both precisions, for sizes around the til
         const PackedMatrix packed = compressed(m, n, codec, code_bits);
         const reference::Dense x = reference::gaussian(2, n, 62);
         CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
-        CHECK(relative_error(packed, x, Precision::half) <= 3e-4);
+        CHECK(relative_error(packed, x, Precision::half) <= half_tolerance(codec, code_bits));
       }
     }
   }
@@ -100,7 +106,8 @@ TEST_CASE("trellis products go around in every segment, wherever its panels end"
       const PackedMatrix packed = compressed(m, 40, Codec::trellis, code_bits);
       const reference::Dense x = reference::gaussian(1, 40, 66);
       CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
-      CHECK(relative_error(packed, x, Precision::half) <= 3e-4);
+      CHECK(relative_error(packed, x, Precision::half) <=
+            half_tolerance(Codec::trellis, code_bits));
     }
   }
 }
@@ -118,7 +125,7 @@ TEST_CASE("products do not depend on the size of the activations or on the numbe
       reference::Dense scaled = x;
       for (float& value : scaled.values) value *= factor;
       CAPTURE(factor);
-      CHECK(relative_error(packed, scaled, Precision::half) <= 3e-4);
+      CHECK(relative_error(packed, scaled, Precision::half) <= half_tolerance(codec, bits));
     }
     std::vector<float> one(700), three(700);
     for (const Precision precision : {Precision::single, Precision::half}) {
@@ -150,6 +157,39 @@ TEST_CASE("activations whose spectrum is a single entry reach the ends of tables
       CAPTURE(i);
       CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
       CHECK(relative_error(packed, x, Precision::half) <= 3e-4);
+    }
+  }
+}
+
+// The same matrix with every byte of its codes replaced.
+PackedMatrix with_codes(const PackedMatrix& packed, std::uint8_t byte) {
+  const std::vector<std::byte> codes(packed.tensor("codes").size(), std::byte(byte));
+  std::vector<TensorView> views;
+  for (const TensorLayout& tensor : tensor_layout(packed.spec())) {
+    const std::span<const std::byte> stored = packed.tensor(tensor.name);
+    const bool replaced = tensor.name == "codes";
+    views.push_back({tensor.name, replaced ? codes.data() : stored.data(),
+                     static_cast<Index>(stored.size()), nullptr});
+  }
+  return PackedMatrix::from_tensors(views);
+}
+
+// Their rounding errors are all the same and add up too; a sum that wraps around would be far off.
+TEST_CASE("points that all add up fill the range of sums, and do not leave it") {
+  for (const auto& [codec, bits] : {std::pair{Codec::ring, 8}, std::pair{Codec::trellis, 2},
+                                    std::pair{Codec::trellis, 4}, std::pair{Codec::trellis, 8}}) {
+    const PackedMatrix packed = compressed(126, 32, codec, bits);
+    reference::Dense impulse{1, 32, std::vector<float>(32, 0.0f)};  // a flat spectrum
+    impulse.values[0] = 1;
+    for (int byte = 0; byte < 256; ++byte) {
+      const PackedMatrix constant = with_codes(packed, static_cast<std::uint8_t>(byte));
+      std::vector<float> single(126), half(126);
+      matmul(constant, impulse.view(), single.data(), Precision::single);
+      matmul(constant, impulse.view(), half.data(), Precision::half);
+      CAPTURE(codec_name(codec));
+      CAPTURE(bits);
+      CAPTURE(byte);
+      CHECK(reference::distance(single, half) <= 5e-3 * reference::norm(single));
     }
   }
 }

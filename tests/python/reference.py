@@ -65,11 +65,16 @@ def unpack_codes(packed: npt.NDArray[np.uint8], length: int, bits: int) -> npt.N
 
 
 def points(rings: list[tuple[float, int, float]]) -> Complex:
-    """All code points of a constellation in code order."""
+    """All code points of a constellation in code order.
+
+    Only `ring` of 8 bits has 16 rings of 16 phases, and an order of its own.
+    """
     parts = [
         radius * np.exp(2j * np.pi * (np.arange(phases) + offset) / phases)
         for radius, phases, offset in rings
     ]
+    if [phases for _, phases, _ in rings] == 16 * [16]:
+        return np.stack(parts).reshape(16, 2, 8).transpose(1, 0, 2).reshape(-1)
     return np.concatenate(parts)
 
 

@@ -1,6 +1,7 @@
 // Polar constellations for circular complex Gaussian entries (design section 3).
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,13 +22,13 @@ Codec codec_from_name(std::string_view name);  // Error(invalid_argument) on unk
 inline constexpr int kMinCodeBits = 1;
 inline constexpr int kMaxCodeBits = 10;
 
-// `phases` points at radius · exp(2 pi i (p + phase_offset) / phases), p = 0 .. phases-1, with
-// consecutive code indices starting at `first_code`.
+// `phases` points at radius · exp(2 pi i (p + phase_offset) / phases), p = 0 .. phases-1. Points
+// are counted ring by ring: these are number `first_point` and those that follow.
 struct Ring {
   float radius = 0;
   int phases = 1;
   float phase_offset = 0;
-  int first_code = 0;
+  int first_point = 0;
 };
 
 // 2^code_bits points in total. Points are relative to the row scale: the root mean square of the
@@ -35,11 +36,12 @@ struct Ring {
 struct Constellation {
   Codec codec = Codec::ring;
   int code_bits = 0;
-  std::vector<Ring> rings;         // increasing radius
-  std::vector<float> point_real;   // 2^code_bits
-  std::vector<float> point_imag;   // 2^code_bits
-  std::vector<float> point_pairs;  // the same, real and imaginary parts in turn
-  double design_distortion = 0.0;  // predicted mean squared error on a unit-power Gaussian
+  std::vector<Ring> rings;                // increasing radius
+  std::vector<std::uint16_t> point_code;  // 2^code_bits: codes of the points, ring by ring
+  std::vector<float> point_real;          // 2^code_bits, by code, as all that follow
+  std::vector<float> point_imag;          // 2^code_bits
+  std::vector<float> point_pairs;         // the same, real and imaginary parts in turn
+  double design_distortion = 0.0;         // predicted mean squared error on a unit-power Gaussian
 };
 
 // Designed once per (codec, bits) and cached; thread-safe. Equations in docs/method.md.

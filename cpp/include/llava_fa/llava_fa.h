@@ -68,7 +68,7 @@ llava_fa_status llava_fa_matrix_decode(const llava_fa_matrix* matrix, float* wei
 
 typedef enum llava_fa_precision {
   LLAVA_FA_SINGLE = 0, /* agrees with the decoded matrix to 1e-5 */
-  LLAVA_FA_HALF = 1    /* to 3e-4, a tenth of bfloat16's rounding, and faster for few tokens */
+  LLAVA_FA_HALF = 1    /* to 1e-3, like rounding to bfloat16, and faster for few tokens */
 } llava_fa_precision;
 
 /* output (tokens, rows) = activations (tokens, columns) W^T, row-major. The counts are those of the

@@ -8,7 +8,7 @@
 namespace llava_fa {
 
 // What products may cost: `single` agrees with the decoded matrix to 1e-5, like float32; `half` to
-// 3e-4, a tenth of bfloat16's rounding, and is faster for few activations.
+// 1e-3, no more than rounding to bfloat16 changes, and is faster for few activations.
 enum class Precision { single, half };
 
 // y = x Wᵀ for x (batch, n) and y (batch, m), both float32 row-major.

@@ -24,6 +24,9 @@ struct VectorSpan {
 // Point products (point_product.cpp): every point is looked up and multiplied in float32. Any code.
 void multiply_points(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
+// The same for rows from first_row on, which are few, on the calling thread.
+void multiply_point_rows(const CodedMatrix& matrix, VectorView x, Index first_row, VectorSpan y);
+
 #if defined(__AVX2__)
 
 // Table products (table_product.cpp): codes of up to six bits. Products of all points with an entry
@@ -34,12 +37,12 @@ void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision preci
                         VectorSpan y);
 
 // Ring products (ring_product.cpp): 16 rings of 16 phases. Products of all phases with an entry of
-// x are tabulated in fixed point, and multiplied by the radius. Relative error about 2e-4.
+// x are tabulated in fixed point, and multiplied by the radius. Relative error about 5e-4.
 bool ring_products_apply(const CodedMatrix& matrix);
 void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
 // Trellis products (trellis_product.cpp): states of 32 rows become points by look-ups in registers,
-// which are multiplied with x as integers. Relative error about 3e-5.
+// which are multiplied with x as integers. Relative error about 6e-4.
 void multiply_trellis(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
 #endif

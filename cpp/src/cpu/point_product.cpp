@@ -79,26 +79,37 @@ inline Complex multiply_row(const std::uint16_t* index, Index count, const float
 
 #endif
 
+// Rows [begin, end).
+void multiply_rows(const CodedMatrix& matrix, PointIndexes& indexes, const Operand& x, Index begin,
+                   Index end, VectorSpan y) {
+  const float* pairs = point_pairs(matrix);
+  for (Index k = begin; k < end; ++k) {
+    const Complex sum = multiply_row(indexes.of_row(k), matrix.cols, pairs, x);
+    const float scale = half_to_float(matrix.row_scale[k]);
+    y.real[k] = scale * sum.real;
+    y.imag[k] = scale * sum.imag;
+  }
+}
+
 }  // namespace
 
 void multiply_points(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
-  const float* pairs =
-      (matrix.trellis != nullptr ? matrix.trellis->point_pairs : matrix.constellation->point_pairs)
-          .data();
   const Operand operand(matrix, x);
   const double entries = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
   parallel_for(
       ceil_div(matrix.rows, kRowsPerItem), step_threads(threads, kNanosecondsPerEntry * entries),
       [&] { return PointIndexes(matrix); },
       [&](Index item, PointIndexes& indexes) {
-        const Index end = std::min(matrix.rows, (item + 1) * kRowsPerItem);
-        for (Index k = item * kRowsPerItem; k < end; ++k) {
-          const Complex sum = multiply_row(indexes.of_row(k), matrix.cols, pairs, operand);
-          const float scale = half_to_float(matrix.row_scale[k]);
-          y.real[k] = scale * sum.real;
-          y.imag[k] = scale * sum.imag;
-        }
+        const Index begin = item * kRowsPerItem;
+        multiply_rows(matrix, indexes, operand, begin, std::min(matrix.rows, begin + kRowsPerItem),
+                      y);
       });
+}
+
+void multiply_point_rows(const CodedMatrix& matrix, VectorView x, Index first_row, VectorSpan y) {
+  if (first_row == matrix.rows) return;
+  PointIndexes indexes(matrix);
+  multiply_rows(matrix, indexes, Operand(matrix, x), first_row, matrix.rows, y);
 }
 
 }  // namespace llava_fa::cpu

@@ -81,7 +81,7 @@ void encode_strip(const float* real, const float* imag, Index count, float inver
   for (const Ring& ring : points.rings) {
     const float phases = static_cast<float>(ring.phases), inverse = 1.0f / phases;
     const float offset = ring.phase_offset, radius = ring.radius;
-    const std::int32_t first = ring.first_code, total = ring.phases;
+    const std::int32_t first = ring.first_point, total = ring.phases;
     for (Index l = 0; l < count; ++l) {
       const float position = turns[l] * phases - offset;
       const float phase = round_nearest(position);
@@ -95,7 +95,7 @@ void encode_strip(const float* real, const float* imag, Index count, float inver
       chosen[l] = better ? first + index : chosen[l];
     }
   }
-  for (Index l = 0; l < count; ++l) codes[l] = static_cast<std::uint16_t>(chosen[l]);
+  for (Index l = 0; l < count; ++l) codes[l] = points.point_code[chosen[l]];
 }
 
 float initial_scale(const float* real, const float* imag, Index count, Codec codec) {

@@ -97,6 +97,28 @@ using RowSums = __m256[2][4];
 // Which row each lane of RowSums holds.
 using RowOrder = std::uint8_t[kVectorRows];
 
+// Words of rows {0-7, 16-23} and {8-15, 24-31}, real and imaginary parts.
+using WordSums = __m256i[2][2];
+
+// The lanes of RowSums after add_words.
+inline constexpr RowOrder kWordOrder = {0,  2,  4,  6,  16, 18, 20, 22, 1,  3,  5,
+                                        7,  17, 19, 21, 23, 8,  10, 12, 14, 24, 26,
+                                        28, 30, 9,  11, 13, 15, 25, 27, 29, 31};
+
+// sums += step · words.
+inline void add_words(const WordSums& words, float step, RowSums& sums) {
+  const __m256i even = _mm256_set1_epi32(1), odd = _mm256_set1_epi32(1 << 16);
+  const auto add = [&](__m256i totals, __m256& sum) {
+    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals), _mm256_set1_ps(step), sum);
+  };
+  for (int component = 0; component < 2; ++component) {
+    for (int half = 0; half < 2; ++half) {
+      add(_mm256_madd_epi16(words[component][half], even), sums[component][2 * half]);
+      add(_mm256_madd_epi16(words[component][half], odd), sums[component][2 * half + 1]);
+    }
+  }
+}
+
 // y of 32 rows = factor · row scale · sums.
 inline void store_rows(const RowSums& sums, const RowOrder& order, float factor,
                        const CodedMatrix& matrix, Index first_row, VectorSpan y) {
@@ -115,19 +137,33 @@ inline void store_rows(const RowSums& sums, const RowOrder& order, float factor,
   }
 }
 
+// body(begin, end, state) for blocks of rows, from multiples of block_rows on; but the few rows
+// that are left of 32, as the Nyquist row often is, are not worth a vector.
+template <typename MakeState, typename Body>
+void for_row_blocks(const CodedMatrix& matrix, VectorView x, Index block_rows, int threads,
+                    VectorSpan y, MakeState make_state, Body body) {
+  constexpr Index kFew = 4;
+  const Index left = matrix.rows % kVectorRows, rows = matrix.rows - (left <= kFew ? left : 0);
+  parallel_for(1 + ceil_div(rows, block_rows), threads, make_state, [&](Index item, auto& state) {
+    if (item == 0) return multiply_point_rows(matrix, x, rows, y);
+    const Index begin = (item - 1) * block_rows;
+    body(begin, std::min(rows, begin + block_rows), state);
+  });
+}
+
 // All products of a matrix. `Kernel` has kOrder, tiles(), factor() and add_tile(codes, t, sums) for
 // 32 rows of tile t.
 template <typename Kernel>
-void multiply_panels(const Kernel& kernel, const CodedMatrix& matrix, int threads, VectorSpan y) {
+void multiply_panels(const Kernel& kernel, const CodedMatrix& matrix, VectorView x, int threads,
+                     VectorSpan y) {
   constexpr Index kMostPanels = 2;  // that share a tile's tables while these are near
   constexpr Index kMostVectors = kMostPanels * kPanelRows / kVectorRows;
   const Index panels = ceil_div(matrix.rows, kPanelRows);
   const Index item_rows = kPanelRows * std::clamp(panels / (4 * threads), Index{1}, kMostPanels);
   const CodeTiles& tiles = kernel.tiles();
-  parallel_for(
-      ceil_div(matrix.rows, item_rows), threads, [] { return CodeTiles::Scratch(); },
-      [&](Index item, CodeTiles::Scratch& scratch) {
-        const Index begin = item * item_rows, end = std::min(matrix.rows, begin + item_rows);
+  for_row_blocks(
+      matrix, x, item_rows, threads, y, [] { return CodeTiles::Scratch(); },
+      [&](Index begin, Index end, CodeTiles::Scratch& scratch) {
         RowSums sums[kMostVectors] = {};
         for (Index t = 0; t < tiles.count(); ++t) {
           for (Index first = begin; first < end; first += kPanelRows) {

@@ -252,7 +252,7 @@ template <int kPlanes>
 void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
   const auto with_bits = [&]<int kBits>() {
     const TableProduct<kBits, kPlanes> product(matrix, x, threads);
-    multiply_panels(product, matrix, threads, y);
+    multiply_panels(product, matrix, x, threads, y);
   };
   switch (matrix.constellation->code_bits) {
     case 1: return with_bits.template operator()<1>();

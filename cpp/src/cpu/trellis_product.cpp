@@ -1,13 +1,12 @@
 // Trellis products: the point of an entry follows from look-ups in tables of sixteen bytes.
 //
-// 1. x becomes integers of up to 16 bits, with a step per tile of 32 columns.
+// 1. x becomes integers of up to 16 bits, with a step per block of 16 columns.
 // 2. Per panel and tile the codes are unpacked to one byte per row, after the codes of the rows
 //    above, so that the codes of all earlier rows are the same bytes read a little earlier.
 // 3. A state's index is linear over GF(2): the exclusive or of one table entry per half byte of the
 //    codes that the state holds (Tap). Its half bytes pick the levels of both parts, which are
-//    multiplied with x and added to 32 bits. Levels have a bias against signs, whose share of the
-//    sum is the same for all rows.
-// 4. Per tile the sums become float32.
+//    multiplied with x and rounded to 16 bits, which a block of 16 columns cannot overflow.
+// 4. Per block the sums become float32.
 #include "coded_product.hpp"
 
 #if defined(__AVX2__)
@@ -22,10 +21,14 @@ namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kTileColumns = 32;
+constexpr Index kBlock = 16;  // columns that share a step
+// What the products of a block with the largest levels may add up to, before each of its two
+// products per column is rounded: they stay below 2^15.
+constexpr float kMostSum = 32700.0f;
 constexpr Index kHistory = 32;       // bytes before a panel's rows, which keep these aligned
 constexpr Index kReach = 16;         // rows above that a state may reach, at the history's end
 constexpr Index kPanelsPerItem = 4;  // segments start with an item
-constexpr double kNanosecondsPerCode = 0.15;
+constexpr double kNanosecondsPerCode = 0.2;
 static_assert(kSegmentRows % (kPanelsPerItem * kPanelRows) == 0 && kReach >= kMaxStateBits);
 
 // Half bytes of codes, low and high: [plane][column][row], the rows of a panel after its history.
@@ -34,9 +37,10 @@ struct CodeRows {
   alignas(64) std::uint8_t bytes[2][kTileColumns][kColumnBytes];
 
   // Makes the last of these rows the history of the panel that follows.
-  void advance(Index panel_rows) {
-    for (auto& plane : bytes) {
-      for (auto& column : plane) {
+  void advance(Index panel_rows, int planes) {
+    for (int plane = 0; plane < planes; ++plane) {
+#pragma GCC unroll 8
+      for (auto& column : bytes[plane]) {
         std::uint8_t* history = column + kHistory - kReach;
         std::memmove(history, history + panel_rows, kReach);
       }
@@ -125,22 +129,22 @@ class TrellisProduct {
       : matrix_(matrix),
         tiles_(matrix, kTileColumns * matrix.code_bits() / 8),
         unpack_(kUnpackTile[matrix.code_bits() - 1]),
+        planes_(matrix.code_bits() > 4 ? 2 : 1),
         taps_(std::move(taps)),
-        for_real_(tiles_.count() * kTileColumns),
-        for_imag_(for_real_.size()),
-        scales_(static_cast<std::size_t>(tiles_.count())) {
+        real_(tiles_.count() * kTileColumns),
+        minus_real_(real_.size()),
+        imag_(real_.size()),
+        steps_(real_.size() / kBlock) {
     tabulate_levels();
-    for (Index tile = 0; tile < tiles_.count(); ++tile) fill_tile(tile, x);
+    for (Index first = 0; first < tiles_.count() * kTileColumns; first += kBlock) {
+      fill_block(first, x);
+    }
   }
 
-  void multiply(int threads, VectorSpan y) const {
-    constexpr Index kItemRows = kPanelsPerItem * kPanelRows;
-    parallel_for(
-        ceil_div(matrix_.rows, kItemRows), threads, [] { return Scratch(); },
-        [&](Index item, Scratch& scratch) {
-          const Index begin = item * kItemRows, end = std::min(matrix_.rows, begin + kItemRows);
-          multiply_rows(begin, end, scratch, y);
-        });
+  void multiply(VectorView x, int threads, VectorSpan y) const {
+    for_row_blocks(
+        matrix_, x, kPanelsPerItem * kPanelRows, threads, y, [] { return Scratch(); },
+        [&](Index begin, Index end, Scratch& scratch) { multiply_rows(begin, end, scratch, y); });
   }
 
  private:
@@ -150,54 +154,46 @@ class TrellisProduct {
     CodeRows rows;
   };
 
-  struct TileScale {
-    float step;
-    std::int32_t bias_real, bias_imag;  // in steps
-  };
-
   void tabulate_levels() {
     const Trellis& code = *matrix_.trellis;
-    const int coarse_bias = -*std::ranges::min_element(code.coarse);
-    const int fine_bias = -*std::ranges::min_element(code.fine);
+    int most_coarse = 0, most_fine = 0;
     for (Index i = 0; i < kTableSize; ++i) {
-      coarse_[i] = static_cast<std::uint8_t>(code.coarse[i] + coarse_bias);
-      fine_[i] = static_cast<std::uint8_t>(code.fine[i] + fine_bias);
+      coarse_[i] = static_cast<std::uint8_t>(code.coarse[i]);
+      fine_[i] = static_cast<std::uint8_t>(code.fine[i]);
+      most_coarse = std::max(most_coarse, std::abs(code.coarse[i]));
+      most_fine = std::max(most_fine, std::abs(code.fine[i]));
     }
-    bias_ = (coarse_bias << code.fine_shift) + fine_bias;
-    unit_ = std::ldexp(1.0f, -(kLevelBits + code.fine_shift));
-    fine_weights_ = _mm256_set1_epi16(static_cast<short>(0x100 | (1 << code.fine_shift)));
+    // Levels are words as large as may be: bytes as their upper half, or weighted sums.
+    const int shift = code.fine_shift;
+    const int weight = kFine == Fine::word ? 255 >> shift : 256;  // of the last bit
+    weights_ = _mm256_set1_epi16(static_cast<short>(weight << 8 | (weight << shift)));
+    const int largest = weight * ((most_coarse << shift) + most_fine);
+    largest_level_ = static_cast<float>(largest) / 32768.0f;
+    unit_ = 32768.0f * std::ldexp(1.0f, -(kLevelBits + shift)) / static_cast<float>(weight);
   }
 
-  // The largest integers of x for which a tile's sums cannot overflow: two products per column, of
-  // levels that are at most twice their bias.
-  std::int32_t largest_integer() const {
-    return std::min(32767, (1 << 30) / (static_cast<std::int32_t>(kTileColumns) * 2 * bias_));
-  }
-
-  void fill_tile(Index tile, VectorView x) {
-    const Index first = tile * kTileColumns, end = std::min(matrix_.cols, first + kTileColumns);
-    float bound = 0;
+  void fill_block(Index first, VectorView x) {
+    const Index end = std::min(matrix_.cols, first + kBlock);
+    float sum = 0, most = 0;
     for (Index l = first; l < end; ++l) {
-      bound = std::max({bound, std::fabs(x.real[l]), std::fabs(x.imag[l])});
+      const float re = std::fabs(x.real[l]), im = std::fabs(x.imag[l]);
+      sum += re + im;
+      most = std::max({most, re, im});
     }
-    const bool counts = bound >= kLeastBound;
-    const auto largest = static_cast<float>(largest_integer());
-    const float inverse = counts ? largest / bound : 0.0f;
-    std::int32_t sum_real = 0, sum_imag = 0;
-    for (Index l = first; l < first + kTileColumns; ++l) {
-      const auto re = static_cast<std::int32_t>(l < end ? std::nearbyint(x.real[l] * inverse) : 0);
-      const auto im = static_cast<std::int32_t>(l < end ? std::nearbyint(x.imag[l] * inverse) : 0);
-      for_real_[l] = packed_pair(re, -im);
-      for_imag_[l] = packed_pair(im, re);
-      sum_real += re - im;
-      sum_imag += im + re;
+    const bool counts = most >= kLeastBound;
+    const float step = std::max(sum * (largest_level_ / kMostSum), most / 32767.0f);
+    const float inverse = counts ? 1.0f / step : 0.0f;
+    for (Index l = first; l < end; ++l) {
+      real_[l] = twice(x.real[l] * inverse);
+      minus_real_[l] = twice(-x.real[l] * inverse);
+      imag_[l] = twice(x.imag[l] * inverse);
     }
-    scales_[tile] = {counts ? unit_ * bound / largest : 0.0f, bias_ * sum_real, bias_ * sum_imag};
+    steps_[first / kBlock] = counts ? unit_ * step : 0.0f;
   }
 
-  static std::int32_t packed_pair(std::int32_t low, std::int32_t high) {
-    return static_cast<std::int32_t>((static_cast<std::uint32_t>(high) << 16) |
-                                     (static_cast<std::uint32_t>(low) & 0xffff));
+  // The nearest integer in both words.
+  static std::uint32_t twice(float value) {
+    return 0x10001u * static_cast<std::uint16_t>(static_cast<std::int32_t>(std::nearbyint(value)));
   }
 
   void multiply_rows(Index begin, Index end, Scratch& scratch, VectorSpan y) const {
@@ -205,24 +201,25 @@ class TrellisProduct {
     for (Index tile = 0; tile < tiles_.count(); ++tile) {
       unpack_history(begin, tile, scratch);
       for (Index first = begin; first < end; first += kPanelRows) {
-        const Index panel_rows = unpack_panel(first, tile, scratch);
-        for (Index row = 0; row < panel_rows; row += kVectorRows) {
-          add_tile(scratch.rows, row, tile, sums[(first + row - begin) / kVectorRows]);
+        const Index panel_end = std::min(end, first + kPanelRows);
+        unpack_rows(first, first, panel_end, tile, scratch);
+        for (Index row = first; row < panel_end; row += kVectorRows) {
+          add_tile(scratch.rows, row - first, tile, sums[(row - begin) / kVectorRows]);
         }
-        scratch.rows.advance(panel_rows);
+        scratch.rows.advance(panel_end - first, planes_);
       }
     }
     for (Index row = begin; row < end; row += kVectorRows) {
-      store_rows(sums[(row - begin) / kVectorRows], kOrder, 1.0f, matrix_, row, y);
+      store_rows(sums[(row - begin) / kVectorRows], kWordOrder, 1.0f, matrix_, row, y);
     }
   }
 
-  // Unpacks the rows of one panel; how many these are.
-  Index unpack_panel(Index first_row, Index tile, Scratch& scratch) const {
-    const Index panel_rows = std::min(kPanelRows, matrix_.rows - first_row);
-    const std::uint8_t* codes = tiles_.tile(first_row, tile, scratch.tile);
-    for (Index row = 0; row < panel_rows; row += kVectorRows) unpack_(codes, row, scratch.rows);
-    return panel_rows;
+  // Unpacks rows [begin, end) of a panel, from a multiple of 32 rows on.
+  void unpack_rows(Index panel, Index begin, Index end, Index tile, Scratch& scratch) const {
+    const std::uint8_t* codes = tiles_.tile(panel, tile, scratch.tile);
+    for (Index row = begin; row < end; row += kVectorRows) {
+      unpack_(codes, row - panel, scratch.rows);
+    }
   }
 
   // Rows before `row`: where a segment starts, circularly, those before its end.
@@ -232,42 +229,63 @@ class TrellisProduct {
     if (row == segment_begin(matrix_.rows, segment)) {
       end = segment_begin(matrix_.rows, segment + 1);
     }
-    const Index last = (end - 1) / kPanelRows * kPanelRows;
-    if (end - last < kReach && last > 0) {
-      scratch.rows.advance(unpack_panel(last - kPanelRows, tile, scratch));
-    }
-    scratch.rows.advance(unpack_panel(last, tile, scratch));
+    const Index panel = (end - 1) / kPanelRows * kPanelRows;
+    if (end - panel < kReach && panel > 0) unpack_end(panel, tile, scratch);
+    unpack_end(end, tile, scratch);
   }
 
-  // Levels of 32 rows and one column: words of the real and the imaginary part in turn, eight rows
-  // per register.
+  // Unpacks what is needed of the rows before `end`, the last of a panel or the matrix.
+  void unpack_end(Index end, Index tile, Scratch& scratch) const {
+    const Index panel = (end - 1) / kPanelRows * kPanelRows;
+    const Index needed = std::max(panel, end - kReach) / kVectorRows * kVectorRows;
+    unpack_rows(panel, needed, end, tile, scratch);
+    scratch.rows.advance(end - panel, planes_);
+  }
+
+  // Levels of 32 rows and one column, per part: bytes, or words of rows {0-7, 16-23} and
+  // {8-15, 24-31}.
   struct Levels {
-    __m256i words[4];
+    static constexpr int kVectors = kFine == Fine::word ? 2 : 1;
+    __m256i parts[2][kVectors];
+
+    __m256i words(int part, int half) const {
+      if constexpr (kFine == Fine::word) return parts[part][half];
+      const __m256i zero = _mm256_setzero_si256(), bytes = parts[part][0];
+      return half == 0 ? _mm256_unpacklo_epi8(zero, bytes) : _mm256_unpackhi_epi8(zero, bytes);
+    }
   };
 
   void add_tile(const CodeRows& rows, Index first_row, Index tile, RowSums& sums) const {
     Levels levels[kTileColumns];
     look_up_levels(rows, first_row, levels);
-    __m256i totals[2][4] = {};
-    for (Index c = 0; c < kTileColumns; ++c) {
-      const __m256i(&words)[4] = levels[c].words;
-      const __m256i for_real = _mm256_set1_epi32(for_real_[tile * kTileColumns + c]);
-      const __m256i for_imag = _mm256_set1_epi32(for_imag_[tile * kTileColumns + c]);
-      for (int i = 0; i < 4; ++i) {
-        totals[0][i] = _mm256_add_epi32(totals[0][i], _mm256_madd_epi16(words[i], for_real));
-        totals[1][i] = _mm256_add_epi32(totals[1][i], _mm256_madd_epi16(words[i], for_imag));
+    for (Index c = 0; c < kTileColumns; c += kBlock) {
+      add_block(levels + c, tile * kTileColumns + c, sums);
+    }
+  }
+
+  void add_block(const Levels* levels, Index first_column, RowSums& sums) const {
+    WordSums words = {};
+    for (Index c = 0; c < kBlock; ++c) {
+      const auto broadcast = [&](const std::vector<std::uint32_t>& x) {
+        return _mm256_set1_epi32(static_cast<std::int32_t>(x[first_column + c]));
+      };
+      const __m256i x_real = broadcast(real_), x_imag = broadcast(imag_);
+      const __m256i minus_real = broadcast(minus_real_);
+      for (int half = 0; half < 2; ++half) {
+        const __m256i real = levels[c].words(0, half), imag = levels[c].words(1, half);
+        add_difference(words[0][half], _mm256_mulhrs_epi16(real, x_real),
+                       _mm256_mulhrs_epi16(imag, x_imag));
+        add_difference(words[1][half], _mm256_mulhrs_epi16(real, x_imag),
+                       _mm256_mulhrs_epi16(imag, minus_real));
       }
     }
-    const TileScale& scale = scales_[tile];
-    const __m256i bias[2] = {_mm256_set1_epi32(scale.bias_real),
-                             _mm256_set1_epi32(scale.bias_imag)};
-    for (int component = 0; component < 2; ++component) {
-      for (int i = 0; i < 4; ++i) {
-        const __m256i value = _mm256_sub_epi32(totals[component][i], bias[component]);
-        sums[component][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(value), _mm256_set1_ps(scale.step),
-                                             sums[component][i]);
-      }
-    }
+    add_words(words, steps_[first_column / kBlock], sums);
+  }
+
+  // Products that lie between two integers, of which there are many, are rounded up. In differences
+  // that cancels; in sums it would add up from column to column.
+  static void add_difference(__m256i& sum, __m256i plus, __m256i minus) {
+    sum = _mm256_sub_epi16(_mm256_add_epi16(sum, plus), minus);
   }
 
   // The taps as a loop over columns needs them: where the first column's half bytes are.
@@ -287,7 +305,7 @@ class TrellisProduct {
     }
     const __m256i low_nibble = _mm256_set1_epi8(15);
     const __m256i coarse_table = load_table(coarse_), fine_table = load_table(fine_);
-    const __m256i fine_weights = fine_weights_;
+    [[maybe_unused]] const __m256i weights = weights_;
     const auto low = [&](__m256i table, __m256i index) {
       return _mm256_shuffle_epi8(table, _mm256_and_si256(index, low_nibble));
     };
@@ -304,61 +322,45 @@ class TrellisProduct {
       }
       const __m256i real = low(coarse_table, coarse), imag = high(coarse_table, coarse);
       if constexpr (kFine == Fine::none) {
-        levels[c] = pair_bytes(real, imag);
+        levels[c] = {{{real}, {imag}}};
       } else {
         const __m256i fine_real = low(fine_table, fine), fine_imag = high(fine_table, fine);
-        levels[c] =
-            kFine == Fine::byte
-                ? pair_bytes(_mm256_add_epi8(real, fine_real), _mm256_add_epi8(imag, fine_imag))
-                : join_words(real, fine_real, imag, fine_imag, fine_weights);
+        if constexpr (kFine == Fine::byte) {
+          levels[c] = {{{_mm256_add_epi8(real, fine_real)}, {_mm256_add_epi8(imag, fine_imag)}}};
+        } else {
+          join(real, fine_real, weights, levels[c].parts[0]);
+          join(imag, fine_imag, weights, levels[c].parts[1]);
+        }
       }
     }
   }
 
-  static Levels pair_bytes(__m256i real, __m256i imag) {
-    const __m256i zero = _mm256_setzero_si256();
-    const __m256i low = _mm256_unpacklo_epi8(real, imag), high = _mm256_unpackhi_epi8(real, imag);
-    return {_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero),
-            _mm256_unpacklo_epi8(high, zero), _mm256_unpackhi_epi8(high, zero)};
+  // Words of weighted sums.
+  static void join(__m256i coarse, __m256i fine, __m256i weights,
+                   __m256i (&words)[Levels::kVectors]) {
+    words[0] = _mm256_maddubs_epi16(weights, _mm256_unpacklo_epi8(coarse, fine));
+    words[1] = _mm256_maddubs_epi16(weights, _mm256_unpackhi_epi8(coarse, fine));
   }
-
-  // coarse · 2^shift + fine of both parts.
-  static Levels join_words(__m256i real, __m256i fine_real, __m256i imag, __m256i fine_imag,
-                           __m256i weights) {
-    const auto words = [&](__m256i pairs) { return _mm256_maddubs_epi16(pairs, weights); };
-    const __m256i real_low = words(_mm256_unpacklo_epi8(real, fine_real));
-    const __m256i real_high = words(_mm256_unpackhi_epi8(real, fine_real));
-    const __m256i imag_low = words(_mm256_unpacklo_epi8(imag, fine_imag));
-    const __m256i imag_high = words(_mm256_unpackhi_epi8(imag, fine_imag));
-    return {_mm256_unpacklo_epi16(real_low, imag_low), _mm256_unpackhi_epi16(real_low, imag_low),
-            _mm256_unpacklo_epi16(real_high, imag_high),
-            _mm256_unpackhi_epi16(real_high, imag_high)};
-  }
-
-  // As two steps of unpacking leave the rows.
-  static constexpr RowOrder kOrder = {0, 1, 2,  3,  16, 17, 18, 19, 4,  5,  6,  7,  20, 21, 22, 23,
-                                      8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31};
 
   const CodedMatrix& matrix_;
   CodeTiles tiles_;
   UnpackTile unpack_;
+  int planes_;  // of half bytes
   std::vector<Tap> taps_;
-  alignas(16) std::uint8_t coarse_[kTableSize];  // levels plus their bias
+  alignas(16) std::uint8_t coarse_[kTableSize];  // signed bytes
   alignas(16) std::uint8_t fine_[kTableSize];
-  std::int32_t bias_;     // of a whole level
-  float unit_;            // value of a level's last bit
-  __m256i fine_weights_;  // of coarse and fine bytes in turn
-  // Per column, x as integers, twice 16 bits: what multiplies (real, imag) for the real part of the
-  // product, and for the imaginary one.
-  std::vector<std::int32_t> for_real_, for_imag_;
-  std::vector<TileScale> scales_;
+  __m256i weights_;      // of coarse and fine bytes in turn
+  float largest_level_;  // in words, divided by 2^15, as multiplying does
+  float unit_;           // value of a word's last bit, multiplied by 2^15
+  std::vector<std::uint32_t> real_, minus_real_, imag_;  // per column, integers, twice 16 bits
+  std::vector<float> steps_;                             // per block
 };
 
 template <Fine kFine>
 void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
   std::vector<Tap> taps = taps_of(*matrix.trellis);
   const auto with_taps = [&]<std::size_t kTaps>() {
-    TrellisProduct<kFine, kTaps>(matrix, x, std::move(taps)).multiply(threads, y);
+    TrellisProduct<kFine, kTaps>(matrix, x, std::move(taps)).multiply(x, threads, y);
   };
   switch (taps.size()) {
     case 3: return with_taps.template operator()<3>();
