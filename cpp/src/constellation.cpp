@@ -9,10 +9,12 @@
 // 2. `product` takes equal counts 2^b and the best split of bits; `ring` searches the counts by
 //    moving points between rings. The search uses decisions by magnitude; the encoder's exact
 //    nearest point, with odd rings turned by half a phase, is 1 to 3 % better still.
-// 3. `ring` of 8 bits has 16 rings of 16 phases: 3 % more distortion than free counts, but radius
-//    and phase are four bits each, and 16 table entries fit the registers of every processor. Its
-//    codes are half turn (1 bit), ring (4), phase within the half turn (3): the top bit is a sign,
-//    and the low four tell the angle up to it.
+// 3. `ring` of 6 bits has counts that are multiples of four: its 64 points are 16 points, a table
+//    that fits the registers of every processor, and their quarter turns. With exact decisions its
+//    distortion is 0.5 % below that of the counts found by the search.
+// 4. `ring` of 8 bits has 16 rings of 16 phases: 3 % more distortion than free counts, but radius
+//    and phase are four bits each. The top bit of its codes is a sign, and the low four tell the
+//    angle up to it.
 #include "llava_fa/constellation.hpp"
 
 #include <algorithm>
@@ -226,6 +228,15 @@ RingDesign design_even_rings(int rings, int phases) {
   return design;
 }
 
+// Sixteen points and their quarter turns.
+RingDesign design_quarter_turns() {
+  constexpr std::array<int, 5> kPhases = {4, 12, 16, 16, 16};
+  RingDesign design = companded_start(static_cast<int>(kPhases.size()), 64);
+  design.phases.assign(kPhases.begin(), kPhases.end());
+  lloyd_max(design, kConvergedIterations);
+  return design;
+}
+
 RingDesign design_product(int code_bits) {
   RingDesign best;
   for (int magnitude_bits = 0; magnitude_bits < code_bits; ++magnitude_bits) {
@@ -249,19 +260,18 @@ RingDesign design_uniform(int code_bits) {
   return design;
 }
 
-// Ring (4 bits), half turn (1), phase (3) to half turn, ring, phase.
-int half_turn_first(int point) { return (point & 8) << 4 | (point & 0xf0) >> 1 | (point & 7); }
-
 Constellation build(Codec codec, int code_bits) {
   const RingDesign design = codec == Codec::product   ? design_product(code_bits)
                             : codec == Codec::uniform ? design_uniform(code_bits)
+                            : code_bits == 6          ? design_quarter_turns()
                             : code_bits == 8          ? design_even_rings(16, 16)
                                                       : design_rings(1 << code_bits);
-  const bool half_turns_first = codec == Codec::ring && code_bits == 8;
   const std::size_t count = std::size_t{1} << code_bits;
   Constellation out;
   out.codec = codec;
   out.code_bits = code_bits;
+  if (codec == Codec::ring && code_bits == 6) out.turns = 4;
+  if (codec == Codec::ring && code_bits == 8) out.turns = 2;
   out.design_distortion = design.distortion;
   out.point_real.resize(count);
   out.point_imag.resize(count);
@@ -270,9 +280,9 @@ Constellation build(Codec codec, int code_bits) {
     const int phases = design.phases[i], first_point = static_cast<int>(out.point_code.size());
     const float offset = codec == Codec::ring && i % 2 == 1 ? 0.5f : 0.0f;
     out.rings.push_back({static_cast<float>(design.radii[i]), phases, offset, first_point});
+    const int part = phases / out.turns, codes_of_part = (1 << code_bits) / out.turns;
     for (int p = 0; p < phases; ++p) {
-      const int point = first_point + p;
-      const int code = half_turns_first ? half_turn_first(point) : point;
+      const int code = p / part * codes_of_part + first_point / out.turns + p % part;
       const double angle = 2.0 * std::numbers::pi * (p + static_cast<double>(offset)) / phases;
       const auto real = static_cast<float>(design.radii[i] * std::cos(angle));
       const auto imag = static_cast<float>(design.radii[i] * std::sin(angle));

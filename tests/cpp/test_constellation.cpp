@@ -55,14 +55,29 @@ TEST_CASE("every code is one point, on rings of increasing radius") {
   }
 }
 
-TEST_CASE("codes of points ring by ring are each used once, in order but for the ring of 8 bits") {
+TEST_CASE("codes of points ring by ring are each used once, in order unless parts of turns lead") {
   for (const Codec codec : {Codec::uniform, Codec::product, Codec::ring}) {
     for (int bits = kMinCodeBits; bits <= kMaxCodeBits; ++bits) {
-      std::vector<std::uint16_t> codes = constellation(codec, bits).point_code;
-      CHECK(std::is_sorted(codes.begin(), codes.end()) != (codec == Codec::ring && bits == 8));
+      const Constellation& points = constellation(codec, bits);
+      std::vector<std::uint16_t> codes = points.point_code;
+      CHECK(points.turns == (codec != Codec::ring ? 1 : bits == 6 ? 4 : bits == 8 ? 2 : 1));
+      CHECK(std::is_sorted(codes.begin(), codes.end()) == (points.turns == 1));
       std::sort(codes.begin(), codes.end());
       for (std::size_t i = 0; i < codes.size(); ++i) REQUIRE(codes[i] == i);
       CHECK(codes.size() == std::size_t{1} << bits);
+    }
+  }
+}
+
+TEST_CASE("codes in which parts of turns lead are those of the first part, turned") {
+  for (const int bits : {6, 8}) {
+    const Constellation& points = constellation(Codec::ring, bits);
+    const int count = 1 << bits, part = count / points.turns;
+    for (int code = 0; code < count; ++code) {
+      const double turn = 2 * std::acos(-1.0) * (code / part) / points.turns;
+      const Complex first(points.point_real[code % part], points.point_imag[code % part]);
+      const Complex point(points.point_real[code], points.point_imag[code]);
+      CHECK(std::abs(point - std::polar(1.0, turn) * first) < 1e-6);
     }
   }
 }

@@ -67,15 +67,15 @@ def unpack_codes(packed: npt.NDArray[np.uint8], length: int, bits: int) -> npt.N
 def points(rings: list[tuple[float, int, float]]) -> Complex:
     """All code points of a constellation in code order.
 
-    Only `ring` of 8 bits has 16 rings of 16 phases, and an order of its own.
+    Two of them, which their phases tell, come part after part of a turn.
     """
     parts = [
         radius * np.exp(2j * np.pi * (np.arange(phases) + offset) / phases)
         for radius, phases, offset in rings
     ]
-    if [phases for _, phases, _ in rings] == 16 * [16]:
-        return np.stack(parts).reshape(16, 2, 8).transpose(1, 0, 2).reshape(-1)
-    return np.concatenate(parts)
+    counts = [phases for _, phases, _ in rings]
+    turns = 4 if counts == [4, 12, 16, 16, 16] else 2 if counts == 16 * [16] else 1
+    return np.concatenate([part.reshape(turns, -1) for part in parts], axis=1).reshape(-1)
 
 
 FORMAT = Path(__file__).resolve().parents[2] / "docs" / "format.md"

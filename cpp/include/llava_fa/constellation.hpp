@@ -31,11 +31,13 @@ struct Ring {
   int first_point = 0;
 };
 
-// 2^code_bits points in total. Points are relative to the row scale: the root mean square of the
+// 2^code_bits points in total, which equal parts of a turn map onto each other: with `turns` of them,
+// part i of every ring has the codes from i · 2^code_bits / turns on, ring by ring. Points are relative to the row scale: the root mean square of the
 // row for `ring` and `product`, its largest magnitude for `uniform`.
 struct Constellation {
   Codec codec = Codec::ring;
   int code_bits = 0;
+  int turns = 1;
   std::vector<Ring> rings;                // increasing radius
   std::vector<std::uint16_t> point_code;  // 2^code_bits: codes of the points, ring by ring
   std::vector<float> point_real;          // 2^code_bits, by code, as all that follow

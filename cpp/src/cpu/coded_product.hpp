@@ -36,6 +36,11 @@ bool table_products_apply(const CodedMatrix& matrix);
 void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                         VectorSpan y);
 
+// Turn products (turn_product.cpp): 64 points that are sixteen and their quarter turns. Products of
+// the sixteen with an entry of x are tabulated and turned. Relative error about 4e-4.
+bool turn_products_apply(const CodedMatrix& matrix);
+void multiply_turns(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
+
 // Ring products (ring_product.cpp): 16 rings of 16 phases. Products of all phases with an entry of
 // x are tabulated in fixed point, and multiplied by the radius. Relative error about 5e-4.
 bool ring_products_apply(const CodedMatrix& matrix);

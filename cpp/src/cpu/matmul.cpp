@@ -44,11 +44,12 @@ void fold_row(const float* re, const float* im, Index n, float* real_row, float*
   }
 }
 
-enum class Kernel { points, tables, rings, trellis };
+enum class Kernel { points, tables, turns, rings, trellis };
 
 Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
                   [[maybe_unused]] Precision precision) {
 #if defined(__AVX2__)
+  if (precision == Precision::half && turn_products_apply(matrix)) return Kernel::turns;
   if (table_products_apply(matrix)) return Kernel::tables;
   if (precision == Precision::single) return Kernel::points;
   if (matrix.trellis != nullptr) return Kernel::trellis;
@@ -120,6 +121,7 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
   const Kernel kernel = kernel_for(matrix, precision);
   if (kernel != Kernel::points && fits_fixed_point(x, matrix.cols)) {
     switch (kernel) {
+      case Kernel::turns: return multiply_turns(matrix, x, threads, y);
       case Kernel::rings: return multiply_rings(matrix, x, threads, y);
       case Kernel::trellis: return multiply_trellis(matrix, x, threads, y);
       default: return multiply_by_tables(matrix, x, precision, threads, y);

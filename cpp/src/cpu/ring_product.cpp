@@ -1,11 +1,10 @@
 // Ring products: 16 rings of 16 phases, odd rings turned by half a phase. A code has a sign (bit
-// 7), a ring (bits 6 to 3) and a phase (bits 2 to 0); its point is ± radius[ring] · exp(2 pi i u /
-// 32), u = 2 · phase + ring mod 2, so that bits 3 to 0 tell u.
+// 7), a ring (bits 6 to 3) and a phase (bits 2 to 0); its point is ± radius[ring] · exp(πiu / 16),
+// where u = 2 · phase + ring mod 2, so that bits 3 to 0 tell u.
 //
-// 1. Per column, the products of x with the sixteen exp(2 pi i u / 32) in fixed point.
-// 2. Per 32 rows and column: the radii with their signs and the products are looked up in
-// registers,
-//    multiplied and rounded to 16 bits, which a block of 16 columns cannot overflow.
+// 1. Per column, the products of x with the sixteen exp(πiu / 16) in fixed point.
+// 2. Per 32 rows and column: signed radii and products are looked up in registers, multiplied and
+//    rounded to words, which a block of 16 columns cannot overflow.
 // 3. Per block the sums become float32.
 #include "coded_product.hpp"
 
@@ -14,41 +13,37 @@
 #include <numbers>
 
 #include "parallel.hpp"
-#include "product_tables.hpp"
+#include "word_tables.hpp"
 
 namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kRings = 16, kPhases = 16;
-constexpr Index kTileColumns = 64;
-constexpr Index kBlock = 16;                 // columns that share a step
 constexpr std::int32_t kMostRadius = 32767;  // to be divided by 2^15
-// Sum of a block's magnitudes of x. Rounding adds at most one per column: they stay below 2^15.
-constexpr std::int32_t kMostSum = 32700;
 constexpr double kNanosecondsPerCode = 0.09;
+
+// exp(pi i u / 16) by the bits that tell u.
+ProductTable unit_points() {
+  ProductTable table;
+  for (Index bits = 0; bits < kTableSize; ++bits) {
+    const Index u = 2 * (bits % 8) + bits / 8;
+    const double angle = std::numbers::pi * static_cast<double>(u) / kPhases;
+    table.real[bits] = static_cast<float>(std::cos(angle));
+    table.imag[bits] = static_cast<float>(std::sin(angle));
+  }
+  return table;
+}
 
 class RingProduct {
  public:
   static constexpr const RowOrder& kOrder = kWordOrder;
 
   RingProduct(const CodedMatrix& matrix, VectorView x, int threads)
-      : cols_(matrix.cols),
-        tiles_(matrix, kTileColumns),
-        tables_(tiles_.count() * kTileColumns),
+      : tiles_(matrix, WordTables::kTileColumns),
+        tables_(unit_points(), /*largest=*/1.0f, /*offset=*/0.0f, x, matrix.cols, tiles_.count(),
+                threads),
         unit_(matrix.constellation->rings.back().radius / static_cast<float>(kMostRadius)) {
     tabulate_radii(*matrix.constellation);
-    for (Index bits = 0; bits < kTableSize; ++bits) {
-      const Index u = 2 * (bits % 8) + bits / 8;
-      const double angle = 2.0 * std::numbers::pi * static_cast<double>(u) / (2 * kPhases);
-      turns_.real[bits] = static_cast<float>(std::cos(angle));
-      turns_.imag[bits] = static_cast<float>(std::sin(angle));
-    }
-    parallel_for(tiles_.count(), threads, [&](Index tile) {
-      constexpr Index kBlocks = kTileColumns / kBlock;
-      for (Index block = tile * kBlocks; block < (tile + 1) * kBlocks; ++block) {
-        fill_block(block, x);
-      }
-    });
   }
 
   const CodeTiles& tiles() const { return tiles_; }
@@ -56,14 +51,12 @@ class RingProduct {
   float factor() const { return 32768.0f * unit_; }
 
   void add_tile(const std::uint8_t* codes, Index tile, RowSums& sums) const {
-    for (Index b = 0; b < kTileColumns; b += kBlock) {
-      add_block(codes + b * kPanelRows, tile * kTileColumns + b, sums);
+    for (Index b = 0; b < WordTables::kTileColumns; b += kWordBlock) {
+      add_block(codes + b * kPanelRows, tile * WordTables::kTileColumns + b, sums);
     }
   }
 
  private:
-  using Tables = FixedPointTables<2, 8, kBlock>;
-
   // What the codes of one column say of 32 rows.
   struct Column {
     __m256i angle;     // the bits that tell u
@@ -77,21 +70,6 @@ class RingProduct {
       const auto radius = static_cast<std::int32_t>(points.rings[ring].radius / unit_);
       for (int b = 0; b < 2; ++b) radii_[b][ring] = static_cast<std::uint8_t>(radius >> (8 * b));
     }
-  }
-
-  void fill_block(Index block, VectorView x) {
-    const Index first = block * kBlock, end = std::min(cols_, first + kBlock);
-    float sum = 0;
-    for (Index l = first; l < end; ++l) {
-      sum += std::sqrt(x.real[l] * x.real[l] + x.imag[l] * x.imag[l]);
-    }
-    tables_.fill(block, sum, kMostSum, 0, [&](Index l, ProductTable& table) {
-      const float re = l < end ? x.real[l] : 0.0f, im = l < end ? x.imag[l] : 0.0f;
-      for (Index bits = 0; bits < kTableSize; ++bits) {
-        table.real[bits] = turns_.real[bits] * re - turns_.imag[bits] * im;
-        table.imag[bits] = turns_.real[bits] * im + turns_.imag[bits] * re;
-      }
-    });
   }
 
   Column read_column(const std::uint8_t* codes) const {
@@ -110,14 +88,11 @@ class RingProduct {
 
   void add_block(const std::uint8_t* codes, Index first_column, RowSums& sums) const {
     WordSums words = {};
-    const std::uint8_t* tables = tables_.group(first_column);
 #pragma GCC unroll 2
-    for (Index c = 0; c < kBlock; ++c, tables += Tables::kGroupBytes) {
+    for (Index c = 0; c < kWordBlock; ++c) {
       const Column column = read_column(codes + c * kPanelRows);
       for (int component = 0; component < 2; ++component) {
-        const std::uint8_t* planes = tables + component * 2 * kTableSize;
-        const __m256i low = _mm256_shuffle_epi8(load_table(planes), column.angle);
-        const __m256i high = _mm256_shuffle_epi8(load_table(planes + kTableSize), column.angle);
+        const auto [low, high] = tables_.look_up(first_column + c, component, column.angle);
         const __m256i products[2] = {_mm256_unpacklo_epi8(low, high),
                                      _mm256_unpackhi_epi8(low, high)};
         for (int half = 0; half < 2; ++half) {
@@ -126,14 +101,12 @@ class RingProduct {
         }
       }
     }
-    add_words(words, tables_.step(first_column / kBlock), sums);
+    add_words(words, tables_.step(first_column), sums);
   }
 
-  Index cols_;
   CodeTiles tiles_;
-  Tables tables_;
+  WordTables tables_;
   float unit_;
-  ProductTable turns_;
   alignas(16) std::uint8_t radii_[2][kRings];  // in planes of bytes
 };
 

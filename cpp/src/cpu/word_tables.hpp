@@ -1,0 +1,72 @@
+// Products of sixteen points with entries of x whose sums over a block of columns just fit words of
+// 16 bits: what rings and turned points look up.
+#pragma once
+
+#if defined(__AVX2__)
+
+#include "product_tables.hpp"
+
+namespace llava_fa::cpu {
+
+inline constexpr Index kWordBlock = 16;  // columns that share a step
+// Sum of a block's largest products, in steps. Rounding adds at most one per column: sums of whole
+// blocks stay below 2^15.
+inline constexpr std::int32_t kMostWordSum = 32700;
+
+class WordTables {
+ public:
+  static constexpr Index kTileColumns = 64;
+
+  // Tables of whole tiles, zero beyond `cols`, of points none larger than `largest`. Integers are
+  // those nearest to the products in steps less `offset`.
+  WordTables(const ProductTable& points, float largest, float offset, VectorView x, Index cols,
+             Index tiles, int threads)
+      : tables_(tiles * kTileColumns) {
+    parallel_for(tiles, threads, [&](Index tile) {
+      constexpr Index kBlocks = kTileColumns / kWordBlock;
+      for (Index block = tile * kBlocks; block < (tile + 1) * kBlocks; ++block) {
+        fill_block(block, points, largest, offset, x, cols);
+      }
+    });
+  }
+
+  float step(Index first_column) const { return tables_.step(first_column / kWordBlock); }
+
+  // Bytes of the products of 32 rows with column l: low and high planes of one part.
+  struct Bytes {
+    __m256i low, high;
+  };
+  Bytes look_up(Index l, int component, __m256i index) const {
+    const std::uint8_t* planes = tables_.group(l) + component * 2 * kTableSize;
+    return {_mm256_shuffle_epi8(load_table(planes), index),
+            _mm256_shuffle_epi8(load_table(planes + kTableSize), index)};
+  }
+
+ private:
+  void fill_block(Index block, const ProductTable& points, float largest, float offset,
+                  VectorView x, Index cols) {
+    const Index first = block * kWordBlock, end = std::min(cols, first + kWordBlock);
+    float sum = 0;
+    for (Index l = first; l < end; ++l) {
+      sum += std::sqrt(x.real[l] * x.real[l] + x.imag[l] * x.imag[l]);
+    }
+    const float bound = largest * sum, shift = offset * bound / static_cast<float>(kMostWordSum);
+    tables_.fill(block, bound, kMostWordSum, 0, [&](Index l, ProductTable& table) {
+      if (l >= end) {
+        table = {};
+        return;
+      }
+      const float re = x.real[l], im = x.imag[l];
+      for (Index i = 0; i < kTableSize; ++i) {
+        table.real[i] = points.real[i] * re - points.imag[i] * im - shift;
+        table.imag[i] = points.real[i] * im + points.imag[i] * re - shift;
+      }
+    });
+  }
+
+  FixedPointTables<2, 8, kWordBlock> tables_;
+};
+
+}  // namespace llava_fa::cpu
+
+#endif  // __AVX2__
