@@ -31,9 +31,10 @@ struct Ring {
   int first_point = 0;
 };
 
-// 2^code_bits points in total, which equal parts of a turn map onto each other: with `turns` of them,
-// part i of every ring has the codes from i · 2^code_bits / turns on, ring by ring. Points are relative to the row scale: the root mean square of the
-// row for `ring` and `product`, its largest magnitude for `uniform`.
+// 2^code_bits points in total, which equal parts of a turn map onto each other: with `turns` of
+// them, part i of every ring has the codes from i · 2^code_bits / turns on, ring by ring. Points
+// are relative to the row scale: the root mean square of the row for `ring` and `product`, its
+// largest magnitude for `uniform`.
 struct Constellation {
   Codec codec = Codec::ring;
   int code_bits = 0;
