@@ -1,0 +1,20 @@
+// Kernels of point_product.hpp for the trellis.
+#include "launch.cuh"
+#include "point_product.hpp"
+
+namespace llava_fa::cuda {
+
+#define LLAVA_FA_INSTANTIATE(code_bits)                                                   \
+  template void launch(const PointProduct<TrellisTable, code_bits>&, Index, Index, Index, \
+                       cudaStream_t);
+LLAVA_FA_INSTANTIATE(1)
+LLAVA_FA_INSTANTIATE(2)
+LLAVA_FA_INSTANTIATE(3)
+LLAVA_FA_INSTANTIATE(4)
+LLAVA_FA_INSTANTIATE(5)
+LLAVA_FA_INSTANTIATE(6)
+LLAVA_FA_INSTANTIATE(7)
+LLAVA_FA_INSTANTIATE(8)
+#undef LLAVA_FA_INSTANTIATE
+
+}  // namespace llava_fa::cuda
