@@ -132,7 +132,7 @@ class HostLauncher {
   explicit HostLauncher(Order order = Order::ascending) : order_(order) {}
 
   template <typename Kernel>
-  void launch(const Kernel& kernel, Index grid_x, Index grid_y, Index shared_bytes) {
+  void launch(const Kernel& kernel, Index grid_x, Index grid_y, Index shared_bytes) const {
     const int blocks = static_cast<int>(grid_x * grid_y);
     for (int i = 0; i < blocks; ++i) {
       const int place = in_order(order_, i, blocks);

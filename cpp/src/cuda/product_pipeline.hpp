@@ -24,7 +24,7 @@ template <class Launcher>
 class ProductPipeline {
  public:
   ProductPipeline(const ProductPlan& plan, const DeviceMemory& memory, Precision precision,
-                  Launcher& launcher)
+                  const Launcher& launcher)
       : plan_(plan),
         constants_(static_cast<const std::byte*>(memory.constants)),
         workspace_(static_cast<std::byte*>(memory.workspace)),
@@ -197,7 +197,7 @@ class ProductPipeline {
   const std::byte* constants_;
   std::byte* workspace_;
   Precision precision_;
-  Launcher& launcher_;
+  const Launcher& launcher_;
   CodedRows matrix_ = {};
   Index tokens_ = 0;
   WorkspaceLayout layout_;
