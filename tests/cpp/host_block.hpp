@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstring>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "cuda/number_types.hpp"
@@ -39,8 +40,8 @@ class HostBlock {
         count_{count_x, count_y},
         shared_((shared_bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t)),
         order_(order) {
-    std::memset(shared_.data(), static_cast<int>(kUnwritten),
-                shared_.size() * sizeof(std::max_align_t));
+    const std::span<std::byte> bytes = std::as_writable_bytes(std::span(shared_));
+    std::fill(bytes.begin(), bytes.end(), kUnwritten);
   }
 
   Index index(int axis) const { return index_[axis]; }

@@ -1,6 +1,8 @@
 // The CUDA part's entry point: which devices can be used, products on them, and the errors of both.
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "../checks.hpp"
 #include "../device_backend.hpp"
 #include "launch.hpp"
@@ -56,11 +58,30 @@ class StreamLauncher {
   cudaStream_t stream_;
 };
 
+// Prepares what a pipeline launches.
+class KernelLoader {
+ public:
+  explicit KernelLoader(Index shared_limit) : shared_limit_(shared_limit) {}
+
+  template <class Kernel>
+  void launch(const Kernel& kernel, Index, Index, Index shared_bytes) const {
+    prepare(kernel, shared_bytes, shared_limit_);
+  }
+
+ private:
+  Index shared_limit_;
+};
+
 class CudaProduct final : public DeviceProduct {
  public:
   CudaProduct(const PackedMatrix& matrix, int device)
       : device_(device),
-        plan_(matrix, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) {}
+        shared_limit_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
+        plan_(matrix, shared_limit_) {
+    for (const Precision precision : {Precision::single, Precision::half}) {
+      for (const Index tokens : {Index{1}, kMostVectors + 1}) load_kernels(tokens, precision);
+    }
+  }
 
   std::span<const std::byte> constants() const override { return plan_.constants(); }
 
@@ -77,7 +98,20 @@ class CudaProduct final : public DeviceProduct {
   }
 
  private:
+  // Goes through a product without running it; nothing reads the addresses.
+  void load_kernels(Index tokens, Precision precision) const {
+    const CurrentDevice current(device_);
+    const KernelLoader loader(shared_limit_);
+    std::vector<std::byte> workspace(1);
+    const DeviceMemory memory = {plan_.constants().data(), plan_.constants().data(),
+                                 workspace.data()};
+    ProductPipeline pipeline(plan_, memory, precision, loader);
+    pipeline.multiply({workspace.data(), ElementType::float32, tokens, plan_.spec().cols},
+                      {workspace.data(), ElementType::float32});
+  }
+
   int device_;
+  Index shared_limit_;
   ProductPlan plan_;
 };
 

@@ -7,6 +7,12 @@
 
 namespace llava_fa::cuda {
 
+// Loads a kernel to the current device, which must not happen while a graph is captured, and allows
+// it as much shared memory as the device has, if it asks for more than it may have unasked.
+// Throws Error(device) if the device refuses.
+template <class Kernel>
+void prepare(const Kernel& kernel, Index shared_bytes, Index shared_limit);
+
 // Throws Error(device) if the device refuses.
 template <class Kernel>
 void launch(const Kernel& kernel, Index grid_x, Index grid_y, Index shared_bytes,

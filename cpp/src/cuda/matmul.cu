@@ -6,12 +6,12 @@
 
 namespace llava_fa::cuda {
 
-template void launch(const FoldActivations&, Index, Index, Index, cudaStream_t);
-template void launch(const DecodePanels<ConstellationTable>&, Index, Index, Index, cudaStream_t);
-template void launch(const DecodePanels<TrellisTable>&, Index, Index, Index, cudaStream_t);
-template void launch(const PanelProduct<1>&, Index, Index, Index, cudaStream_t);
-template void launch(const PanelProduct<2>&, Index, Index, Index, cudaStream_t);
-template void launch(const LowRankInner&, Index, Index, Index, cudaStream_t);
-template void launch(const LowRankOuter&, Index, Index, Index, cudaStream_t);
+LLAVA_FA_COMPILE_KERNEL(FoldActivations)
+LLAVA_FA_COMPILE_KERNEL(DecodePanels<ConstellationTable>)
+LLAVA_FA_COMPILE_KERNEL(DecodePanels<TrellisTable>)
+LLAVA_FA_COMPILE_KERNEL(PanelProduct<1>)
+LLAVA_FA_COMPILE_KERNEL(PanelProduct<2>)
+LLAVA_FA_COMPILE_KERNEL(LowRankInner)
+LLAVA_FA_COMPILE_KERNEL(LowRankOuter)
 
 }  // namespace llava_fa::cuda

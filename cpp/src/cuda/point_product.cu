@@ -5,19 +5,15 @@
 
 namespace llava_fa::cuda {
 
-#define LLAVA_FA_INSTANTIATE(code_bits)                                                         \
-  template void launch(const PointProduct<ConstellationTable, code_bits>&, Index, Index, Index, \
-                       cudaStream_t);
-LLAVA_FA_INSTANTIATE(1)
-LLAVA_FA_INSTANTIATE(2)
-LLAVA_FA_INSTANTIATE(3)
-LLAVA_FA_INSTANTIATE(4)
-LLAVA_FA_INSTANTIATE(5)
-LLAVA_FA_INSTANTIATE(6)
-LLAVA_FA_INSTANTIATE(7)
-LLAVA_FA_INSTANTIATE(8)
-LLAVA_FA_INSTANTIATE(9)
-LLAVA_FA_INSTANTIATE(10)
-#undef LLAVA_FA_INSTANTIATE
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 1>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 2>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 3>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 4>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 5>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 6>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 7>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 8>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 9>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<ConstellationTable, 10>)
 
 }  // namespace llava_fa::cuda

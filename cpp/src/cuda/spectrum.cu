@@ -5,7 +5,7 @@
 
 namespace llava_fa::cuda {
 
-template void launch(const SpectrumKernel&, Index, Index, Index, cudaStream_t);
-template void launch(const InverseSpectrumKernel&, Index, Index, Index, cudaStream_t);
+LLAVA_FA_COMPILE_KERNEL(SpectrumKernel)
+LLAVA_FA_COMPILE_KERNEL(InverseSpectrumKernel)
 
 }  // namespace llava_fa::cuda

@@ -4,17 +4,13 @@
 
 namespace llava_fa::cuda {
 
-#define LLAVA_FA_INSTANTIATE(code_bits)                                                   \
-  template void launch(const PointProduct<TrellisTable, code_bits>&, Index, Index, Index, \
-                       cudaStream_t);
-LLAVA_FA_INSTANTIATE(1)
-LLAVA_FA_INSTANTIATE(2)
-LLAVA_FA_INSTANTIATE(3)
-LLAVA_FA_INSTANTIATE(4)
-LLAVA_FA_INSTANTIATE(5)
-LLAVA_FA_INSTANTIATE(6)
-LLAVA_FA_INSTANTIATE(7)
-LLAVA_FA_INSTANTIATE(8)
-#undef LLAVA_FA_INSTANTIATE
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 1>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 2>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 3>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 4>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 5>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 6>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 7>)
+LLAVA_FA_COMPILE_KERNEL(PointProduct<TrellisTable, 8>)
 
 }  // namespace llava_fa::cuda
