@@ -7,6 +7,7 @@ bytes are read at the speed of a copy, that of many tokens the time of the dense
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -87,9 +88,10 @@ def stored_bytes(module: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def copies(make: Callable[[], torch.nn.Module]) -> list[torch.nn.Module]:
-    first = make()
-    return [first] + [make() for _ in range(min(64, CACHE_BYTES // stored_bytes(first)))]
+def copies(layer: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layer and copies of it, as many as do not fit the cache together."""
+    count = min(64, CACHE_BYTES // stored_bytes(layer))
+    return [layer, *(copy.deepcopy(layer) for _ in range(count))]
 
 
 def times_of(layers: Sequence[torch.nn.Module], width: int, tokens: Sequence[int]) -> list[float]:
@@ -105,10 +107,10 @@ def rows_of(
     shape: tuple[int, int], tokens: Sequence[int], bandwidth: float
 ) -> list[dict[str, Any]]:
     """Time one shape in every code."""
-    dense = times_of(copies(lambda: dense_layer(shape)), shape[1], tokens)
+    dense = times_of(copies(dense_layer(shape)), shape[1], tokens)
     rows = []
     for codec, bits in CODES:
-        layers = copies(lambda codec=codec, bits=bits: packed_layer(shape, codec, bits))
+        layers = copies(packed_layer(shape, codec, bits))
         packed = times_of(layers, shape[1], tokens)
         bytes_read = stored_bytes(layers[0])
         for count, dense_time, packed_time in zip(tokens, dense, packed, strict=True):

@@ -252,3 +252,11 @@ TEST_CASE("CUDA: without a usable GPU the reason is given, and nothing else happ
     CHECK_THROWS_AS(cuda::Product(packed, cuda::device_count()), Error);
   }
 }
+
+TEST_CASE("CUDA: constants are about as large as documented") {
+  const PackedMatrix packed = compressed(1000, 800, Codec::ring, 8);
+  const cuda::ProductPlan plan(packed, kLeastShared);
+  const Index documented = 14 * (1000 + 800), points = 8 * 256;
+  CHECK(plan.constants().size() <= static_cast<std::size_t>(documented + points));
+  CHECK(plan.constants().size() >= static_cast<std::size_t>(documented * 9 / 10));
+}

@@ -61,7 +61,7 @@ class Product {
   int device() const;
 
   // All that products need besides the codes: multipliers, scales, points, tables of the
-  // transforms, low-rank factors in float32. About 24 (m + n) bytes, more where m or n has a prime
+  // transforms, low-rank factors in float32. About 14 (m + n) bytes, more where m or n has a prime
   // factor above 61, and 8 rank (m / 2 + n). To be copied to device memory once.
   std::span<const std::byte> constants() const;
 
