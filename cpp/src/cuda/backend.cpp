@@ -10,12 +10,23 @@
 
 namespace llava_fa::cuda {
 
+namespace {
+
+const char* remedy(cudaError_t status) {
+  switch (status) {
+    case cudaErrorMemoryAllocation:
+      return "multiply fewer activations at once, or free memory of the GPU";
+    case cudaErrorNoKernelImageForDevice:
+      return "build llava-fa with -DLLAVA_FA_CUDA_ARCHITECTURES=native";
+    default: return "if it persists, restart the process";
+  }
+}
+
+}  // namespace
+
 void require_success(cudaError_t status, const char* what) {
   require(status == cudaSuccess, ErrorCode::device, what, ": ", cudaGetErrorString(status), " (",
-          cudaGetErrorName(status),
-          status == cudaErrorMemoryAllocation
-              ? "): multiply fewer activations at once, or free memory of the GPU"
-              : "): if it persists, restart the process");
+          cudaGetErrorName(status), "): ", remedy(status));
 }
 
 namespace {
@@ -27,14 +38,19 @@ class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {
     require_success(cudaGetDevice(&before_), "asking for the current GPU");
-    if (before_ != device) require_success(cudaSetDevice(device), "choosing a GPU");
+    if (before_ == device) return;
+    require_success(cudaSetDevice(device), "choosing a GPU");
+    changed_ = true;
   }
-  ~CurrentDevice() { static_cast<void>(cudaSetDevice(before_)); }
+  ~CurrentDevice() {
+    if (changed_) static_cast<void>(cudaSetDevice(before_));
+  }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 int attribute(cudaDeviceAttr which, int device) {

@@ -24,7 +24,7 @@ constexpr Index product_parts(Index cols) { return (cols + kColumnsPerPart - 1) 
 template <class Table, int code_bits>
 struct PointProduct {
   static constexpr int kThreads = 128;
-  // Fewest columns whose codes fill whole bytes, but 4 of the narrowest codes: registers are short.
+  // Of a group: their codes fill whole bytes, and no more of them than registers can hold.
   static constexpr int kColumns = code_bits % 2 == 0 ? 4 : 8;
   static constexpr int kBytes = kColumns * code_bits / 8;
   // Per multiprocessor: as many as leave enough registers.
