@@ -8,10 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from llava_fa import CompressedMatrix, CompressionConfig, DeviceError, compress_matrix
+from llava_fa import (
+    CompressedMatrix,
+    CompressionConfig,
+    DeviceError,
+    compress_matrix,
+    cuda_unavailable_reason,
+)
 from llava_fa.nn import FourierLinear
 
-pytestmark = pytest.mark.needs_gpu
+REASON = cuda_unavailable_reason()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 CODES = [
     *(("ring", bits / 2) for bits in range(2, 11)),
