@@ -22,7 +22,7 @@ $(VENV)/.tools: constraints.txt pyproject.toml
 	  scikit-build-core nanobind cmeel-eigen cmake ninja torch
 	touch $@
 
-SOURCES := $(shell find cpp bindings python/llava_fa -name '*.[ch]pp' -o -name '*.py' -o -name CMakeLists.txt)
+SOURCES := $(shell find cpp bindings cmake python/llava_fa -name '*.[ch]pp' -o -name '*.cu*' -o -name '*.cmake' -o -name '*.py' -o -name CMakeLists.txt)
 
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES) CMakeLists.txt VERSION
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation .
@@ -43,7 +43,7 @@ doctest:
 $(BUILD)/build.ninja: $(VENV)/.tools CMakeLists.txt
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DLLAVA_FA_BUILD_TESTS=ON \
-	  -DLLAVA_FA_WARNINGS_AS_ERRORS=ON
+	  -DLLAVA_FA_WARNINGS_AS_ERRORS=ON $(CMAKE_ARGS)
 
 test-cpp: doctest $(BUILD)/build.ninja
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build $(BUILD)
@@ -74,7 +74,7 @@ test-consumer: $(BUILD)/build.ninja
 	build/consumer/consumer
 
 test-python: $(VENV)/.test-tools
-	$(BIN)/python -m pytest --doctest-modules --pyargs llava_fa tests/python
+	$(BIN)/python -m pytest --doctest-modules --pyargs llava_fa tests/python tests/cuda
 
 lint: $(VENV)/.test-tools
 	$(BIN)/ruff check .
@@ -82,7 +82,7 @@ lint: $(VENV)/.test-tools
 	cp $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('platlib'))")/llava_fa/_core.pyi \
 	  python/llava_fa/
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.cpp' '*.hpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.cpp' '*.hpp' '*.cu' '*.cuh')
 
 wheel:
 	$(PYTHON) -m pip wheel --quiet --no-deps --constraint constraints.txt --wheel-dir dist .

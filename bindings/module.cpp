@@ -19,6 +19,7 @@ nb::object exception_class(ErrorCode code) {
   switch (code) {
     case ErrorCode::non_finite: return errors.attr("NonFiniteError");
     case ErrorCode::inconsistent_format: return errors.attr("FormatError");
+    case ErrorCode::device: return errors.attr("DeviceError");
     default: return errors.attr("LlavaFaError");
   }
 }
@@ -46,4 +47,5 @@ NB_MODULE(_core, m) {
   llava_fa::bindings::bind_calibration(m);
   llava_fa::bindings::bind_feedback(m);
   llava_fa::bindings::bind_packed_matrix(m);
+  llava_fa::bindings::bind_cuda(m);
 }

@@ -11,5 +11,6 @@ void bind_polar_codec(nanobind::module_& m);
 void bind_calibration(nanobind::module_& m);
 void bind_feedback(nanobind::module_& m);
 void bind_packed_matrix(nanobind::module_& m);
+void bind_cuda(nanobind::module_& m);
 
 }  // namespace llava_fa::bindings

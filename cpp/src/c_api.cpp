@@ -24,7 +24,8 @@ llava_fa_status status_of(llava_fa::ErrorCode code) {
     case llava_fa::ErrorCode::invalid_argument:
     case llava_fa::ErrorCode::non_finite: return LLAVA_FA_INVALID_ARGUMENT;
     case llava_fa::ErrorCode::inconsistent_format: return LLAVA_FA_INCONSISTENT_FORMAT;
-    case llava_fa::ErrorCode::unavailable: return LLAVA_FA_UNAVAILABLE;
+    case llava_fa::ErrorCode::unavailable:
+    case llava_fa::ErrorCode::device: return LLAVA_FA_UNAVAILABLE;
   }
   return LLAVA_FA_INTERNAL_ERROR;
 }

@@ -21,7 +21,8 @@ struct RowPlace {
 
 constexpr RowPlace row_place(Index rows, Index row_bytes, Index row) {
   const Index first = row / kPanelRows * kPanelRows;
-  return {first * row_bytes + row - first, std::min(kPanelRows, rows - first)};
+  const Index left = rows - first;
+  return {first * row_bytes + row - first, left < kPanelRows ? left : kPanelRows};
 }
 
 // Puts the bytes of one row to their places.

@@ -1,7 +1,6 @@
 // Threads, version, and the choice and loading of the CPU variant.
 #include "llava_fa/runtime.hpp"
 
-#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 
 #include "backend.hpp"
 #include "checks.hpp"
+#include "module_loading.hpp"
 #include "process.hpp"
 
 namespace llava_fa {
@@ -39,15 +39,8 @@ bool runs_here(const std::string& variant) {
   return variant == "baseline";
 }
 
-// Folder of the shared object that contains this function: the variants lie beside it.
-std::filesystem::path own_folder() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<void*>(&own_folder), &info) == 0 || !info.dli_fname) return {};
-  return std::filesystem::path(info.dli_fname).parent_path();
-}
-
 std::filesystem::path variant_file(const std::string& variant) {
-  return own_folder() / ("libllava_fa_cpu-" + variant + LLAVA_FA_MODULE_SUFFIX);
+  return module_file("cpu-" + variant);
 }
 
 std::string choose_variant() {
@@ -62,8 +55,9 @@ std::string choose_variant() {
   for (const std::string& variant : best_first) {
     if (runs_here(variant) && std::filesystem::exists(variant_file(variant))) return variant;
   }
-  throw Error(ErrorCode::unavailable, concat("no CPU variant found beside the library in ",
-                                             own_folder().string(), ": reinstall llava-fa"));
+  throw Error(ErrorCode::unavailable,
+              concat("no CPU variant found beside the library in ",
+                     variant_file("").parent_path().string(), ": reinstall llava-fa"));
 }
 
 struct LoadedVariant {
@@ -73,13 +67,9 @@ struct LoadedVariant {
 
 LoadedVariant load_variant() {
   const std::string name = choose_variant();
-  const std::string file = variant_file(name).string();
-  void* module = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
-  require(module != nullptr, ErrorCode::unavailable, "cannot load ", file, ": ",
-          module ? "" : dlerror());
   using Entry = const Backend* (*)();
-  const auto entry = reinterpret_cast<Entry>(dlsym(module, "llava_fa_cpu_backend"));
-  require(entry != nullptr, ErrorCode::unavailable, file, " has no entry point");
+  const auto entry =
+      reinterpret_cast<Entry>(load_entry(variant_file(name), "llava_fa_cpu_backend"));
   return {name, entry()};
 }
 

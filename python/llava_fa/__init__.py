@@ -10,10 +10,13 @@ from llava_fa.bit_plan import BitPlan
 from llava_fa.compress import compress_checkpoint
 from llava_fa.config import CompressionConfig
 from llava_fa.decompress import decompress_checkpoint
+from llava_fa.device_ops import cuda_available, cuda_unavailable_reason
 from llava_fa.distillation import RefinementOptions
 from llava_fa.errors import (
     BudgetError,
     CheckpointError,
+    DeviceError,
+    DeviceMemoryError,
     FormatError,
     LlavaFaError,
     MissingFileError,
@@ -49,6 +52,8 @@ __all__ = [
     "CompressedMatrix",
     "CompressionConfig",
     "CompressionReport",
+    "DeviceError",
+    "DeviceMemoryError",
     "FormatError",
     "LlavaFaError",
     "MatrixSpec",
@@ -64,6 +69,8 @@ __all__ = [
     "compress_checkpoint",
     "compress_matrix",
     "constellation",
+    "cuda_available",
+    "cuda_unavailable_reason",
     "decompress_checkpoint",
     "diagonal_scales",
     "half_spectrum",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 
 class LlavaFaError(Exception):
     """Base class of all errors that the library raises on its own account."""
@@ -13,6 +15,14 @@ class NonFiniteError(LlavaFaError, ValueError):
 
 class FormatError(LlavaFaError, ValueError):
     """Stored tensors or their header contradict the format (``docs/format.md``)."""
+
+
+class DeviceError(LlavaFaError, RuntimeError):
+    """A GPU cannot be used, or reported an error; the message says why, and what to do."""
+
+
+class DeviceMemoryError(DeviceError, torch.OutOfMemoryError):
+    """The memory of a GPU is too full for a product."""
 
 
 class CheckpointError(LlavaFaError):

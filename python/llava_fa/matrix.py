@@ -130,6 +130,16 @@ class CompressedMatrix:
         packed: Any = self._packed  # takes DLPack's capsules too, of which its stub does not know
         packed.matmul_into(dlpack.to_dlpack(x), dlpack.to_dlpack(out), half)
 
+    def on_device(self, device: int) -> _core.DeviceProduct:
+        """Return the product with this matrix on a GPU, which :mod:`llava_fa.device_ops` launches.
+
+        Raises
+        ------
+        DeviceError
+            No GPU can be used, or not this one.
+        """
+        return _core.DeviceProduct(self._packed, device)
+
     def relative_error(self, weight: Array) -> float:
         """Return ``||weight - dense||² / ||weight||²`` (Frobenius); 0 for an exact zero matrix."""
         reference = to_float64(weight)

@@ -15,7 +15,7 @@ from .matrix_spec import MatrixSpec
 
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 # The meta device computes shapes only, as torch.compile and accelerate do.
-_DEVICES = ("cpu", "meta")
+_DEVICES = ("cpu", "cuda", "meta")
 
 
 class PackedWeight:
@@ -138,22 +138,25 @@ class FourierLinear(nn.Linear):
         Parameters
         ----------
         input
-            x, (..., n) of float32, bfloat16 or float16, on the CPU; leading dimensions may be
-            empty.
+            x, (..., n) of float32, bfloat16 or float16, on the layer's device, the CPU or an
+            NVIDIA GPU; leading dimensions may be empty.
 
         Raises
         ------
         ValueError
-            x has another width, or x or the layer is on another device.
+            x has another width, x and the layer are on different devices, or on one of another
+            kind.
         TypeError
             x has another dtype.
         FormatError
             The buffers do not hold a matrix of this layer's ``spec``.
+        DeviceError
+            The GPU cannot be used, or the first product on it is being captured into a graph.
         """
         self._check(input)
-        dtype = input.dtype
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
+        dtype, kind = input.dtype, "cuda" if input.is_cuda else "cpu"
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         tensors = [self._buffers[name] for name in self._stored_names]
         if self.bias is None:
             return packed_ops.product(input, tensors, self._description, dtype)
@@ -169,12 +172,19 @@ class FourierLinear(nn.Linear):
         if x.dtype not in _ACTIVATIONS:
             raise TypeError(f"activations are {x.dtype}, expected float32, bfloat16 or float16")
         codes: Any = self._buffers["codes"]  # not by name, which takes modules longer
-        for what, device in (("activations", x.device), ("layer", codes.device)):
+        devices = (x.device, codes.device)
+        for what, device in zip(("activations", "layer"), devices, strict=True):
             if device.type not in _DEVICES:
                 raise ValueError(
-                    f"the {what}: on {device}, but packed matrices are multiplied on the CPU; move "
-                    "layer and activations there, or load the model with runtime='dense'"
+                    f"the {what}: on {device}, but packed matrices are multiplied on the CPU and "
+                    "on NVIDIA GPUs; move layer and activations there, or load the model with "
+                    "runtime='dense'"
                 )
+        if devices[0] != devices[1] and "meta" not in (device.type for device in devices):
+            raise ValueError(
+                f"the activations are on {devices[0]}, the layer on {devices[1]}: move one of them "
+                "with .to()"
+            )
 
     def extra_repr(self) -> str:
         """Return the line that ``print(layer)`` shows."""

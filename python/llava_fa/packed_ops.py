@@ -10,31 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import device_ops
 from .matrix import CompressedMatrix
 from .matrix_spec import MatrixSpec
 from .packed_checkpoint import unpack
+from .remembered import Remembered
 
-
-class _Prepared(NamedTuple):
-    """A matrix with what tells whether it is still that of its tensors.
-
-    ``held`` are aliases: while they live, no other tensor can have the same address.
-    """
-
-    stamp: tuple[tuple[int, int], ...]
-    held: list[Tensor]
-    matrix: CompressedMatrix
-
-
-# By the tensor of codes. Layers hold tensors only, so they can be copied, pickled and loaded.
-_prepared: Any = WeakTensorKeyDictionary()
+_prepared: Remembered[CompressedMatrix] = Remembered()
 
 
 @cache
@@ -56,18 +44,36 @@ def prepared(tensors: Sequence[Tensor], description: str) -> CompressedMatrix:
         The tensors do not hold a matrix, or another than described.
     """
     names = _names(description)
-    codes = tensors[names.index("codes")]
+
+    def unpacked(held: Sequence[Tensor], in_place: bool) -> CompressedMatrix:
+        state = dict(zip(names, held, strict=True))
+        return unpack("layer", _spec(description), state, in_place=in_place)
+
     if any(tensor.is_inference() for tensor in tensors):
         # Torch does not count their changes, so nothing may be remembered of them.
-        return unpack("layer", _spec(description), dict(zip(names, tensors, strict=True)))
-    stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-    known: _Prepared | None = _prepared.get(codes)
-    if known is None or known.stamp != stamp:
-        held = [tensor.detach() for tensor in tensors]
-        state = dict(zip(names, held, strict=True))
-        known = _Prepared(stamp, held, unpack("layer", _spec(description), state, in_place=True))
-        _prepared[codes] = known
-    return known.matrix
+        return unpacked(tensors, in_place=False)
+    codes = tensors[names.index("codes")]
+    return _prepared.get(codes, tensors, lambda held: unpacked(held, in_place=True))
+
+
+def _on_device(tensors: Sequence[Tensor], description: str) -> device_ops.LayerOnDevice:
+    """Return what products with a layer on a GPU need.
+
+    Raises
+    ------
+    FormatError
+        As :func:`prepared` does.
+    DeviceError, ValueError
+        As :func:`device_ops.layer_on_device` does.
+    """
+
+    def matrix() -> CompressedMatrix:
+        names = _names(description)
+        state = {name: tensor.cpu() for name, tensor in zip(names, tensors, strict=True)}
+        return unpack("layer", _spec(description), state, in_place=True)
+
+    codes = _names(description).index("codes")
+    return device_ops.layer_on_device(tensors, codes, matrix)
 
 
 def product(x: Tensor, tensors: Sequence[Any], description: str, dtype: torch.dtype) -> Tensor:
@@ -78,7 +84,7 @@ def product(x: Tensor, tensors: Sequence[Any], description: str, dtype: torch.dt
     """
     watched = (
         type(x) is not Tensor
-        or x.device.type != "cpu"
+        or x.is_meta
         or (x.requires_grad and torch.is_grad_enabled())
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -93,6 +99,9 @@ def product(x: Tensor, tensors: Sequence[Any], description: str, dtype: torch.dt
 def _multiply(
     x: Tensor, tensors: Sequence[Tensor], description: str, dtype: torch.dtype = torch.float32
 ) -> Tensor:
+    if x.is_cuda:
+        layer = _on_device(tensors, description)
+        return device_ops.multiply(layer, x.detach(), dtype)
     matrix = prepared(tensors, description)
     rows, cols = matrix.shape
     out = torch.empty((*x.shape[:-1], rows), dtype=dtype)
@@ -114,6 +123,8 @@ def multiply(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
 @torch.library.custom_op("llava_fa::multiply_transposed", mutates_args=())
 def multiply_transposed(y: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
     """Return ``y W``, (..., n) float32, for y (..., m); decodes W for the time of the product."""
+    if y.is_cuda:
+        return y.float() @ device_ops.dense(_on_device(tensors, description)).T
     weight: Tensor = prepared(tensors, description).dense()
     return y.float() @ weight
 

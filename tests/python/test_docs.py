@@ -59,7 +59,7 @@ def test_paths_named_in_documents_exist(document):
 def test_documents_that_the_readme_promises_are_there():
     names = {path.name for path in DOCUMENTS}
     promised = {"format.md", "method.md", "dependencies.md", "architecture.md", "architectures.md"}
-    promised |= {"serving.md"}
+    promised |= {"serving.md", "cuda.md"}
     assert promised | {"README.md"} <= names
 
 

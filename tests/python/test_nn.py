@@ -362,14 +362,14 @@ class TestBadInputs:
         class Elsewhere(torch.Tensor):
             """Says that it is on a device that this machine need not have."""
 
-            device = torch.device("cuda:1")
+            device = torch.device("xpu:1")
 
         x = torch.zeros(2, 22).as_subclass(Elsewhere)
-        with pytest.raises(ValueError, match=r"the activations: on cuda:1.*on the CPU"):
+        with pytest.raises(ValueError, match=r"the activations: on xpu:1.*on the CPU"):
             layer()(x)
         packed = layer()
         packed._buffers["codes"] = packed.codes.as_subclass(Elsewhere)
-        with pytest.raises(ValueError, match=r"the layer: on cuda:1.*runtime='dense'"):
+        with pytest.raises(ValueError, match=r"the layer: on xpu:1.*runtime='dense'"):
             packed(inputs(2))
 
     def test_bias_of_another_shape(self) -> None:

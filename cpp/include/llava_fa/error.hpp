@@ -11,6 +11,7 @@ enum class ErrorCode {
   non_finite,           // NaN or infinity in a weight or a second moment
   inconsistent_format,  // stored tensors or header that contradict docs/format.md
   unavailable,          // a backend or instruction set that this machine does not offer
+  device,               // a GPU that cannot be used, or that reported an error
 };
 
 class Error : public std::runtime_error {

@@ -3,6 +3,7 @@
 
 #include "llava_fa/calibration.hpp"    // IWYU pragma: export
 #include "llava_fa/constellation.hpp"  // IWYU pragma: export
+#include "llava_fa/cuda.hpp"           // IWYU pragma: export
 #include "llava_fa/error.hpp"          // IWYU pragma: export
 #include "llava_fa/feedback.hpp"       // IWYU pragma: export
 #include "llava_fa/joint_solver.hpp"   // IWYU pragma: export

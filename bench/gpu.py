@@ -1,0 +1,110 @@
+"""Everything that needs a GPU, by one command: builds for it, runs its tests, measures.
+
+Takes less than 9 minutes. Needs the build requirements of ``pyproject.toml``, pytest and nvcc in
+the environment, and builds into ``build/gpu``, so that nothing installed is touched. Writes
+``bench/results/gpu.json`` and a table: device, driver, commit, what the tests said, and times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import support
+
+ROOT = Path(__file__).resolve().parents[1]
+PREFIX = ROOT / "build" / "gpu"
+DEFINES = {
+    "LLAVA_FA_CUDA": "ON",
+    "LLAVA_FA_CUDA_ARCHITECTURES": "native",
+    "LLAVA_FA_CPU_VARIANTS": "baseline;x86-64-v3",
+    "LLAVA_FA_WARNINGS_AS_ERRORS": "ON",
+}
+# Seconds that each step may take; together less than 9 minutes.
+LIMITS = {"build": 240, "tests": 120, "speed": 160}
+
+
+def run(step: str, command: list[str]) -> tuple[int, str, float]:
+    """Run one step with the fresh build first on the path; status, output, seconds."""
+    environment = {**os.environ, "PYTHONPATH": f"{PREFIX}{os.pathsep}{ROOT}"}
+    start = time.perf_counter()
+    try:
+        finished = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMITS[step],
+            check=False,
+        )
+        status, output = finished.returncode, finished.stdout
+    except subprocess.TimeoutExpired as error:
+        status, output = 124, str(error)
+    print(f"{step}: status {status}\n{output[-3000:]}", flush=True)
+    return status, output, time.perf_counter() - start
+
+
+def build() -> tuple[int, str, float]:
+    """Install the package for this machine's GPU into a folder of its own."""
+    defines = [f"--config-settings=cmake.define.{name}={value}" for name, value in DEFINES.items()]
+    folder = f"--config-settings=build-dir={ROOT / 'build' / 'gpu-objects'}"
+    install = ["install", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(PREFIX)]
+    return run("build", [sys.executable, "-m", "pip", *install, *defines, folder, "."])
+
+
+def tests() -> tuple[int, str, float]:
+    """Run the tests of tests/cuda."""
+    return run("tests", [sys.executable, "-m", "pytest", "-x", "--tb=short", "tests/cuda"])
+
+
+def driver() -> str:
+    """Return the GPU's name and the driver's version, as nvidia-smi gives them."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit() -> str:
+    """Return the commit that is built, and whether files differ from it."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    found = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def summary(output: str) -> str:
+    """Return pytest's last line, "12 passed, 1 skipped in 3.4s"."""
+    lines = [line for line in output.splitlines() if re.search(r"\d+ (passed|failed|error)", line)]
+    return lines[-1].strip("= ") if lines else "did not finish"
+
+
+def main() -> int:
+    """Build, test, measure and publish; the status is that of the first step that failed."""
+    arguments = support.parser(__doc__, "gpu").parse_args()
+    steps: list[dict[str, Any]] = []
+    speed: dict[str, Any] = {}
+    status, _, seconds = build()
+    steps.append({"step": "build", "status": status, "seconds": seconds})
+    if status == 0:
+        status, output, seconds = tests()
+        steps.append({"step": summary(output), "status": status, "seconds": seconds})
+    if status == 0:
+        path = ROOT / "build" / "gpu_speed.json"
+        options = ["--json", str(path), *["--quick"] * arguments.quick]
+        status, _, seconds = run("speed", [sys.executable, "-m", "bench.gpu_speed", *options])
+        steps.append({"step": "speed", "status": status, "seconds": seconds})
+        speed = json.loads(path.read_text()) if status == 0 else {}
+    figures = {key: value for key, value in speed.items() if key not in ("tables", "command")}
+    figures |= {"device_and_driver": driver(), "commit": commit()}
+    support.publish("gpu", arguments.json, {"Steps": steps, **speed.get("tables", {})}, figures)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+// Products with packed matrices on NVIDIA GPUs (docs/cuda.md).
+//
+// The CUDA part is a shared library of its own beside this one, loaded on first use; a program that
+// links this library needs neither a GPU nor a driver. It allocates no device memory: callers give
+// it, from an allocator of their own, and products run on their stream.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "llava_fa/matmul.hpp"
+#include "llava_fa/packed_matrix.hpp"
+
+namespace llava_fa {
+
+class DeviceProduct;  // internal
+
+namespace cuda {
+
+// Why products cannot run on GPUs here, and what to do about it; nothing if they can. Never throws.
+std::optional<std::string> unavailable_reason();
+
+// GPUs that products can run on; 0 if there is a reason above.
+int device_count();
+
+enum class ElementType { float32, bfloat16, float16 };
+
+// x (rows, n) in device memory; row_stride elements from one row to the next, >= n.
+struct Activations {
+  const void* data = nullptr;
+  ElementType type = ElementType::float32;
+  Index rows = 0;
+  Index row_stride = 0;
+};
+
+// y (rows, m) in device memory, contiguous; rounded once, to its type.
+struct Output {
+  void* data = nullptr;
+  ElementType type = ElementType::float32;
+};
+
+// What a product reads and overwrites besides, in memory of its device and aligned to kAlignment.
+struct DeviceMemory {
+  const void* codes = nullptr;      // the stored tensor, as it is in the file
+  const void* constants = nullptr;  // a copy of Product::constants()
+  void* workspace = nullptr;  // Product::workspace_bytes(); products on one stream may share it
+};
+inline constexpr Index kAlignment = 16;
+
+// The product y = x Wᵀ with one matrix on one GPU. Immutable, so threads and streams may share it.
+class Product {
+ public:
+  // Throws Error(device) if the GPU cannot be used, saying why; Error(invalid_argument) if the
+  // device is not 0 .. device_count() - 1. The matrix need not outlive the product.
+  Product(const PackedMatrix& matrix, int device);
+
+  const MatrixSpec& spec() const;
+  int device() const;
+
+  // All that products need besides the codes: multipliers, scales, points, tables of the
+  // transforms, low-rank factors in float32. About 14 (m + n) bytes, more where m or n has a prime
+  // factor above 61, and 8 rank (m / 2 + n). To be copied to device memory once.
+  std::span<const std::byte> constants() const;
+
+  // Of a product with so many activations; grows with them up to 2,048.
+  Index workspace_bytes(Index activations, Precision precision) const;
+
+  // Queues the product on a stream of the device: `stream` is a cudaStream_t, null for the default
+  // stream. Returns at once, allocates nothing and may be captured into a graph. Up to 4
+  // activations are multiplied with the codes themselves, in float32; more with decoded panels on
+  // tensor cores, to 1e-5 at single precision and to 1e-3 at half. Deterministic: equal input gives
+  // equal bits on equal GPUs. Sums depend on how many activations there are.
+  // Throws Error(invalid_argument) for null or misaligned pointers and a row_stride below n,
+  // Error(device) if the GPU reports an error.
+  void multiply(const DeviceMemory& memory, const Activations& activations, const Output& output,
+                Precision precision, void* stream) const;
+
+ private:
+  MatrixSpec spec_;
+  int device_;
+  std::shared_ptr<const DeviceProduct> product_;
+};
+
+}  // namespace cuda
+}  // namespace llava_fa

@@ -1,0 +1,68 @@
+// States of the trellis in kernels. Twin of ../cpu/trellis.cpp: state = (state << code_bits | code)
+// down the rows, entered anywhere from the rows before, circularly within the segment.
+#pragma once
+
+#include "code_strips.hpp"
+#include "llava_fa/trellis.hpp"
+
+namespace llava_fa::cuda {
+
+struct TrellisShape {
+  int state_bits;  // 0: codes do not depend on each other, and are states themselves
+  int depth;       // rows that a state holds codes of
+};
+
+LLAVA_FA_SHARED TrellisShape trellis_shape(int code_bits, int state_bits) {
+  return {state_bits, (state_bits + code_bits - 1) / code_bits};
+}
+
+// The row `back` rows before `row`, circularly within its segment.
+LLAVA_FA_SHARED Index row_before(Index rows, Index row, Index back) {
+  const Index last = segment_count(rows) - 1;
+  const Index segment = row / kSegmentRows < last ? row / kSegmentRows : last;
+  const Index begin = segment_begin(rows, segment);
+  const Index length = segment_begin(rows, segment + 1) - begin;
+  return begin + (row - begin + length - back % length) % length;
+}
+
+LLAVA_FA_SHARED std::uint32_t next_state(std::uint32_t state, std::uint32_t code, int code_bits,
+                                         int state_bits) {
+  return ((state << code_bits) | code) & ((1u << state_bits) - 1);
+}
+
+// State of the row before `row` in one column.
+LLAVA_FA_SHARED std::uint32_t state_before(const CodedRows& matrix, TrellisShape shape, Index row,
+                                           Index column) {
+  std::uint32_t state = 0;
+  LLAVA_FA_KEEP_LOOP
+  for (int back = shape.depth - 1; back >= 1; --back) {
+    const std::uint32_t code = code_at(matrix, row_before(matrix.rows, row, back), column);
+    state = state << matrix.code_bits | code;
+  }
+  return state;
+}
+
+// The same for neighbouring columns whose codes fill the bytes from first_byte on; states are zero
+// before.
+template <int code_bits, int bytes, int columns>
+LLAVA_FA_SHARED void states_before(const CodedRows& matrix, TrellisShape shape, Index row,
+                                   Index first_byte, std::uint32_t (&states)[columns]) {
+  LLAVA_FA_KEEP_LOOP
+  for (int back = shape.depth - 1; back >= 1; --back) {
+    const Index before = row_before(matrix.rows, row, back);
+    const RowPlace place = row_place(matrix.rows, matrix.row_bytes, before);
+    StripBytes codes[bytes] = {};  // of one row, as row 0 of a strip
+    LLAVA_FA_UNROLL
+    for (int b = 0; b < bytes; ++b) {
+      if (first_byte + b < matrix.row_bytes) {
+        codes[b].word[0] = matrix.codes[place.offset + (first_byte + b) * place.stride];
+      }
+    }
+    LLAVA_FA_UNROLL
+    for (int c = 0; c < columns; ++c) {
+      states[c] = states[c] << code_bits | code_of<code_bits>(codes, 0, c);
+    }
+  }
+}
+
+}  // namespace llava_fa::cuda

@@ -1,0 +1,34 @@
+// Internal contract: what the CUDA part owes to the library. Built from cuda/ into a shared object
+// of its own with one exported symbol, llava_fa_device_backend.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "llava_fa/cuda.hpp"
+
+namespace llava_fa {
+
+// One matrix on one device; semantics in llava_fa/cuda.hpp. Arguments are checked by the caller.
+class DeviceProduct {
+ public:
+  virtual ~DeviceProduct() = default;
+  virtual std::span<const std::byte> constants() const = 0;
+  virtual Index workspace_bytes(Index activations, Precision precision) const = 0;
+  virtual void multiply(const cuda::DeviceMemory& memory, const cuda::Activations& activations,
+                        const cuda::Output& output, Precision precision, void* stream) const = 0;
+};
+
+class DeviceBackend {
+ public:
+  virtual ~DeviceBackend() = default;
+  // Empty if devices can be used.
+  virtual std::string unavailable_reason() const = 0;
+  virtual int device_count() const = 0;
+  virtual std::shared_ptr<const DeviceProduct> product(const PackedMatrix& matrix,
+                                                       int device) const = 0;
+};
+
+}  // namespace llava_fa
