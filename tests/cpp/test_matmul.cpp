@@ -165,8 +165,9 @@ TEST_CASE("activations whose spectrum is a single entry reach the ends of tables
 // The same matrix with every byte of its codes replaced.
 PackedMatrix with_codes(const PackedMatrix& packed, std::uint8_t byte) {
   const std::vector<std::byte> codes(packed.tensor("codes").size(), std::byte(byte));
+  const std::vector<TensorLayout> layout = tensor_layout(packed.spec());
   std::vector<TensorView> views;
-  for (const TensorLayout& tensor : tensor_layout(packed.spec())) {
+  for (const TensorLayout& tensor : layout) {
     const std::span<const std::byte> stored = packed.tensor(tensor.name);
     const bool replaced = tensor.name == "codes";
     views.push_back({tensor.name, replaced ? codes.data() : stored.data(),
