@@ -154,7 +154,7 @@ def dense(layer: LayerOnDevice) -> Tensor:
 def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     try:
         return torch.empty(shape, dtype=dtype, device=device)
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise DeviceMemoryError(f"{error}; {_REMEDY}") from error
 
 

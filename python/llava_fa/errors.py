@@ -21,7 +21,7 @@ class DeviceError(LlavaFaError, RuntimeError):
     """A GPU cannot be used, or reported an error; the message says why, and what to do."""
 
 
-class DeviceMemoryError(DeviceError, torch.OutOfMemoryError):
+class DeviceMemoryError(DeviceError, torch.cuda.OutOfMemoryError):
     """The memory of a GPU is too full for a product."""
 
 

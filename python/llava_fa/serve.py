@@ -20,7 +20,7 @@ def serve(options: Sequence[str], runtime: Runtime | None = None) -> None:
     ----------
     options
         Its arguments, beginning with the folder as a rule. With packed weights, ``--device cpu``
-        is added unless a device is named: only the CPU multiplies them.
+        is added unless a device is named: they have not been run on GPUs yet.
     runtime
         ``"dense"`` or ``"packed"``; None takes the process's default.
 

@@ -23,7 +23,7 @@ namespace cuda {
 // Why products cannot run on GPUs here, and what to do about it; nothing if they can. Never throws.
 std::optional<std::string> unavailable_reason();
 
-// GPUs that products can run on; 0 if there is a reason above.
+// GPUs that the driver shows; 0 if there is a reason above. A Product says whether one is too old.
 int device_count();
 
 enum class ElementType { float32, bfloat16, float16 };
@@ -73,7 +73,8 @@ class Product {
   // activations are multiplied with the codes themselves, in float32; more with decoded panels on
   // tensor cores, to 1e-5 at single precision and to 1e-3 at half. Deterministic: equal input gives
   // equal bits on equal GPUs. Sums depend on how many activations there are.
-  // Throws Error(invalid_argument) for null or misaligned pointers and a row_stride below n,
+  // Throws Error(invalid_argument) for null or misaligned pointers, a row_stride below n and more
+  // than kMaxChannels activations,
   // Error(device) if the GPU reports an error.
   void multiply(const DeviceMemory& memory, const Activations& activations, const Output& output,
                 Precision precision, void* stream) const;

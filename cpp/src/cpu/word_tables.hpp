@@ -46,11 +46,14 @@ class WordTables {
   void fill_block(Index block, const ProductTable& points, float largest, float offset,
                   VectorView x, Index cols) {
     const Index first = block * kWordBlock, end = std::min(cols, first + kWordBlock);
-    float sum = 0;
+    double sum =
+        0;  // of squares of small numbers that float32 would lose, and their sums with them
     for (Index l = first; l < end; ++l) {
-      sum += std::sqrt(x.real[l] * x.real[l] + x.imag[l] * x.imag[l]);
+      const double re = x.real[l], im = x.imag[l];
+      sum += std::sqrt(re * re + im * im);
     }
-    const float bound = largest * sum, shift = offset * bound / static_cast<float>(kMostWordSum);
+    const auto bound = static_cast<float>(largest * sum);
+    const float shift = offset * bound / static_cast<float>(kMostWordSum);
     tables_.fill(block, bound, kMostWordSum, 0, [&](Index l, ProductTable& table) {
       if (l >= end) {
         table = {};

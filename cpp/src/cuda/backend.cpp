@@ -25,6 +25,8 @@ const char* remedy(cudaError_t status) {
 }  // namespace
 
 void require_success(cudaError_t status, const char* what) {
+  // Else the next launch, which asks for the last error, would report this one again.
+  if (status != cudaSuccess) static_cast<void>(cudaGetLastError());
   require(status == cudaSuccess, ErrorCode::device, what, ": ", cudaGetErrorString(status), " (",
           cudaGetErrorName(status), "): ", remedy(status));
 }
@@ -144,11 +146,15 @@ class CudaBackend final : public DeviceBackend {
     }
     int count = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
+      static_cast<void>(cudaGetLastError());
+      return "no GPU is visible: look at nvidia-smi and at CUDA_VISIBLE_DEVICES";
+    }
     if (status != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
       return concat("the NVIDIA driver reports \"", cudaGetErrorString(status),
                     "\": look at nvidia-smi, or compute on the CPU");
     }
-    if (count == 0) return "no GPU is visible: look at nvidia-smi and at CUDA_VISIBLE_DEVICES";
     return {};
   }
 

@@ -153,7 +153,7 @@ struct PanelProduct {
       const Index token = block.index(1) * kTokens + t;
       if (token >= tokens) return;
       output[(2 * token + part) * rows + row] =
-          row_scale[row] * unit[token] * shared[t * kSumPitch + thread];
+          row_scale[row] * (unit[token] * shared[t * kSumPitch + thread]);
     }
   }
 };

@@ -8,7 +8,7 @@
 namespace llava_fa::cuda {
 
 struct TrellisShape {
-  int state_bits;  // 0: codes do not depend on each other, and are states themselves
+  int state_bits;  // 0: no trellis
   int depth;       // rows that a state holds codes of
 };
 
