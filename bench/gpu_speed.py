@@ -22,7 +22,8 @@ from llava_fa.nn import FourierLinear
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (1024, 1024), (4304, 1152)]
 CODES = [("ring", 4.0), ("ring", 2.0), ("trellis", 4.0), ("trellis", 2.0)]
 TOKENS = [1, 4, 16, 512, 2048]
-CACHE_BYTES = 256 << 20  # of all copies together: several times the largest cache
+COPIES_BYTES = 256 << 20  # of all copies together: several times the largest cache
+MOST_COPIES = 64  # which small layers reach first, and may stay in the cache
 REPLAYS = 15
 
 
@@ -33,7 +34,7 @@ def dense_layer(shape: tuple[int, int]) -> torch.nn.Linear:
 
 def packed_layer(shape: tuple[int, int], codec: str, bits: float) -> FourierLinear:
     """A layer of random codes: their values do not matter to the time."""
-    small = compress_matrix(torch.randn(256, 256), CompressionConfig(bits=bits, codec=codec))  # type: ignore[arg-type]
+    small = compress_matrix(torch.randn(256, 256), CompressionConfig(bits=bits, codec=codec))
     fields = small.spec.to_dict() | {"shape": list(shape)}
     state = random_state(MatrixSpec.from_dict(fields), small)
     return FourierLinear.from_matrix(CompressedMatrix.from_state_dict(state)).to("cuda")
@@ -89,8 +90,8 @@ def stored_bytes(module: torch.nn.Module) -> int:
 
 
 def copies(layer: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layer and copies of it, as many as do not fit the cache together."""
-    count = min(64, CACHE_BYTES // stored_bytes(layer))
+    """The layer and copies of it, as many as do not fit the cache together if they are large."""
+    count = min(MOST_COPIES, COPIES_BYTES // stored_bytes(layer))
     return [layer, *(copy.deepcopy(layer) for _ in range(count))]
 
 

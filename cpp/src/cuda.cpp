@@ -53,8 +53,6 @@ void require_pointer(const void* pointer, Index alignment, const char* name) {
                    " bytes: copy it to an allocation of its own");
 }
 
-Index item_size(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
-
 }  // namespace
 
 std::optional<std::string> unavailable_reason() {
@@ -97,8 +95,8 @@ void Product::multiply(const DeviceMemory& memory, const Activations& activation
   require_pointer(memory.codes, kAlignment, "codes");
   require_pointer(memory.constants, kAlignment, "constants");
   require_pointer(memory.workspace, kAlignment, "workspace");
-  require_pointer(activations.data, item_size(activations.type), "activations");
-  require_pointer(output.data, item_size(output.type), "output");
+  require_pointer(activations.data, item_bytes(activations.type), "activations");
+  require_pointer(output.data, item_bytes(output.type), "output");
   product_->multiply(memory, activations, output, precision, stream);
 }
 

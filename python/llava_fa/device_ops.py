@@ -90,7 +90,8 @@ def _prepare(codes: Tensor, matrix: Callable[[], CompressedMatrix]) -> LayerOnDe
             "before, as torch asks for of any module"
         )
     unpacked = matrix()
-    product = unpacked.on_device(codes.device.index)
+    with torch.cuda.device(codes.device):
+        product = unpacked.on_device(codes.device.index)
     return LayerOnDevice(
         unpacked.shape, codes, torch.from_numpy(product.constants()).to(codes.device), product
     )
@@ -122,19 +123,20 @@ def multiply(layer: LayerOnDevice, x: Tensor, dtype: torch.dtype) -> Tensor:
     out = _room((*x.shape[:-1], rows), dtype, x.device)
     workspace = _room((needed,), torch.uint8, x.device)
     if flat.shape[0] > 0:
-        layer.product.multiply(
-            codes=layer.codes.data_ptr(),
-            constants=layer.constants.data_ptr(),
-            workspace=workspace.data_ptr(),
-            activations=flat.data_ptr(),
-            activation_type=_name(flat.dtype),
-            count=flat.shape[0],
-            row_stride=max(flat.stride(0), cols),  # of a single row it says nothing
-            output=out.data_ptr(),
-            output_type=_name(dtype),
-            half=half,
-            stream=torch.cuda.current_stream(x.device).cuda_stream,
-        )
+        with torch.cuda.device(x.device):
+            layer.product.multiply(
+                codes=layer.codes.data_ptr(),
+                constants=layer.constants.data_ptr(),
+                workspace=workspace.data_ptr(),
+                activations=flat.data_ptr(),
+                activation_type=_name(flat.dtype),
+                count=flat.shape[0],
+                row_stride=max(flat.stride(0), cols),  # of a single row it says nothing
+                output=out.data_ptr(),
+                output_type=_name(dtype),
+                half=half,
+                stream=torch.cuda.current_stream(x.device).cuda_stream,
+            )
     return out
 
 

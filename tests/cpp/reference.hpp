@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "llava_fa/packed_matrix.hpp"
 #include "llava_fa/types.hpp"
 
 namespace llava_fa::reference {
@@ -87,6 +88,24 @@ inline double distance(const ComplexMatrix& a, const ComplexMatrix& b) {
     total += d * d;
   }
   return std::sqrt(total);
+}
+
+// Relative distance of `output` (x.rows, m) from the float64 product with the decoded weight.
+inline double product_error(const PackedMatrix& packed, const Dense& x,
+                            const std::vector<float>& output) {
+  const Index m = packed.spec().rows, n = packed.spec().cols;
+  std::vector<float> weight(m * n);
+  packed.decode(weight.data());
+  double error = 0, energy = 0;
+  for (Index b = 0; b < x.rows; ++b) {
+    for (Index i = 0; i < m; ++i) {
+      double y = 0;
+      for (Index j = 0; j < n; ++j) y += double(x.at(b, j)) * weight[i * n + j];
+      error += std::pow(y - output[b * m + i], 2);
+      energy += y * y;
+    }
+  }
+  return std::sqrt(error / energy);
 }
 
 // left (p, q) times right (q, r), in double precision.

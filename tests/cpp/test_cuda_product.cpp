@@ -61,24 +61,6 @@ std::vector<float> product(const PackedMatrix& packed, const reference::Dense& x
   return output;
 }
 
-// Relative distance from the float64 product with the decoded weight.
-double relative_error(const PackedMatrix& packed, const reference::Dense& x,
-                      const std::vector<float>& output) {
-  const Index m = packed.spec().rows, n = packed.spec().cols;
-  std::vector<float> dense(m * n);
-  packed.decode(dense.data());
-  double error = 0, energy = 0;
-  for (Index b = 0; b < x.rows; ++b) {
-    for (Index i = 0; i < m; ++i) {
-      double y = 0;
-      for (Index j = 0; j < n; ++j) y += double(x.at(b, j)) * dense[i * n + j];
-      error += std::pow(y - output[b * m + i], 2);
-      energy += y * y;
-    }
-  }
-  return std::sqrt(error / energy);
-}
-
 }  // namespace
 
 TEST_CASE("CUDA: every code is multiplied, for one activation and for many") {
@@ -97,8 +79,8 @@ TEST_CASE("CUDA: every code is multiplied, for one activation and for many") {
         for (const Index batch : {1, 5}) {
           CAPTURE(batch);
           const reference::Dense x = reference::gaussian(batch, n, 72);
-          CHECK(relative_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
-          CHECK(relative_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
+          CHECK(reference::product_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
+          CHECK(reference::product_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
         }
       }
     }
@@ -114,7 +96,7 @@ TEST_CASE("CUDA: trellis states go around in every segment, wherever its panels 
       const PackedMatrix packed = compressed(m, 21, Codec::trellis, code_bits, 0, state_bits);
       for (const Index batch : {1, 6}) {
         const reference::Dense x = reference::gaussian(batch, 21, 73);
-        CHECK(relative_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
+        CHECK(reference::product_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
       }
     }
   }
@@ -134,8 +116,8 @@ TEST_CASE("CUDA: sizes around panels, groups, parts and tiles, and the low rank"
     CAPTURE(batch);
     const PackedMatrix packed = compressed(m, n, Codec::ring, 6, rank);
     const reference::Dense x = reference::gaussian(batch, n, 74);
-    CHECK(relative_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
-    CHECK(relative_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
+    CHECK(reference::product_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
+    CHECK(reference::product_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
   }
 }
 
@@ -143,7 +125,7 @@ TEST_CASE("CUDA: more activations than share the workspace") {
   const PackedMatrix packed = compressed(6, 9, Codec::ring, 4);
   for (const Index more : {0, 1, 5}) {
     const reference::Dense x = reference::gaussian(cuda::kMostAtOnce + more, 9, 75);
-    CHECK(relative_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
+    CHECK(reference::product_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
   }
 }
 
@@ -173,7 +155,7 @@ TEST_CASE("CUDA: products do not depend on the size of the activations") {
         reference::Dense one{1, 90, {x.values.begin() + b * 90, x.values.begin() + (b + 1) * 90}};
         std::vector<float> y = product(packed, x, Precision::single);
         y = {y.begin() + b * 70, y.begin() + (b + 1) * 70};
-        CHECK(relative_error(packed, one, y) <= 1e-5);
+        CHECK(reference::product_error(packed, one, y) <= 1e-5);
       }
     }
   }
@@ -215,7 +197,7 @@ TEST_CASE("CUDA: activations and outputs of 16 bits, rows apart from each other"
       for (Index i = 0; i < batch * 50; ++i) y.push_back(cuda::load_number(out.data(), type, i));
       // Half an ulp of the output's 8 or 11 bits, and the product's own 1e-3.
       const double rounding = type == cuda::ElementType::bfloat16 ? 0x1p-9 : 0x1p-12;
-      CHECK(relative_error(packed, x, y) <= 1e-3 + rounding);
+      CHECK(reference::product_error(packed, x, y) <= 1e-3 + rounding);
     }
   }
 }

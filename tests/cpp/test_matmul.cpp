@@ -26,20 +26,9 @@ CompressionOptions options_for(Index rank, bool signs) {
 
 // Relative distance of the packed product from the float64 product with the decoded weight.
 double relative_error(const PackedMatrix& packed, const reference::Dense& x, Precision precision) {
-  const Index m = packed.spec().rows, n = packed.spec().cols, batch = x.rows;
-  std::vector<float> dense(m * n), output(batch * m);
-  packed.decode(dense.data());
+  std::vector<float> output(x.rows * packed.spec().rows);
   matmul(packed, x.view(), output.data(), precision);
-  double error = 0, energy = 0;
-  for (Index b = 0; b < batch; ++b) {
-    for (Index i = 0; i < m; ++i) {
-      double y = 0;
-      for (Index j = 0; j < n; ++j) y += double(x.at(b, j)) * dense[i * n + j];
-      error += std::pow(y - output[b * m + i], 2);
-      energy += y * y;
-    }
-  }
-  return std::sqrt(error / energy);
+  return reference::product_error(packed, x, output);
 }
 
 PackedMatrix compressed(Index m, Index n, Codec codec, int code_bits) {

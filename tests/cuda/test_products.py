@@ -33,7 +33,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 1.2e-3}
 
 def matrix(shape: tuple[int, int], codec: str = "ring", bits: float = 3.0, **options: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
-    config = CompressionConfig(bits=bits, codec=codec, **options)  # type: ignore[arg-type]
+    config = CompressionConfig(bits=bits, codec=codec, **options)
     return compress_matrix(torch.randn(shape, generator=generator), config)
 
 

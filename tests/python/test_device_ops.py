@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from llava_fa import (
 from llava_fa.nn import FourierLinear
 
 SHAPE = (30, 22)
+CUDA_PART = Path(llava_fa.__file__).with_name("libllava_fa_cuda.so")
 
 without_gpu = pytest.mark.skipif(
     llava_fa.cuda_available(), reason="a GPU can be used here; tests/cuda tests it"
@@ -35,6 +38,19 @@ without_gpu = pytest.mark.skipif(
 def layer() -> FourierLinear:
     weight = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     return FourierLinear.from_matrix(compress_matrix(weight, CompressionConfig(bits=3)))
+
+
+def reason_in(folder: Path, **environment: str) -> str:
+    """Ask a process that runs in a folder, whose packages come first."""
+    finished = subprocess.run(
+        [sys.executable, "-c", "import llava_fa; print(llava_fa.cuda_unavailable_reason())"],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return finished.stdout
 
 
 class Launches:
@@ -57,6 +73,7 @@ class Stream:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     return Launches()
 
 
@@ -91,23 +108,24 @@ class TestAvailability:
             if file.is_file() and not file.name.startswith("libllava_fa_cuda"):
                 shutil.copy(file, package / file.name)
         shutil.copytree(installed / "fmvr", package / "fmvr")
-        program = "import llava_fa; print(llava_fa.cuda_unavailable_reason())"
-
-        def reason() -> str:
-            finished = subprocess.run(
-                [sys.executable, "-c", program],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            return finished.stdout
-
-        assert "built without its CUDA part" in reason()
-        assert "-DLLAVA_FA_CUDA=ON" in reason()
+        assert "built without its CUDA part" in reason_in(tmp_path)
+        assert "-DLLAVA_FA_CUDA=ON" in reason_in(tmp_path)
         (package / "libllava_fa_cuda.so").write_bytes(b"nothing")
-        assert "cannot load" in reason()
-        assert "reinstall llava-fa" in reason()
+        assert "cannot load" in reason_in(tmp_path)
+        assert "reinstall llava-fa" in reason_in(tmp_path)
+
+    @pytest.mark.skipif(
+        not CUDA_PART.exists() or shutil.which("cc") is None, reason="no CUDA part, or no compiler"
+    )
+    def test_an_old_driver(self, tmp_path: Path) -> None:
+        """A library that says nothing but its version stands for the driver."""
+        source = tmp_path / "driver.c"
+        source.write_text("int cuDriverGetVersion(int *version) { *version = 9020; return 0; }")
+        driver = str(tmp_path / "libcuda.so.1")
+        subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", driver], check=True)
+        reason = reason_in(tmp_path, LD_LIBRARY_PATH=str(tmp_path))
+        assert "the NVIDIA driver supports CUDA 9.2, this library needs" in reason
+        assert "update the driver" in reason
 
 
 class TestErrors:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -61,6 +63,6 @@ def test_a_model_sees_the_frames_at_their_scales() -> None:
         ((2, 40, SHAPE, [1.0]), ValueError, "1 numbers for 2 frames"),
     ],
 )
-def test_bad_input(arguments: tuple[object, ...], error: type[Exception], message: str) -> None:
+def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        frame_scales(*arguments)  # type: ignore[arg-type]
+        frame_scales(*arguments)

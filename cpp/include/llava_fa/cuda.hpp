@@ -27,6 +27,7 @@ std::optional<std::string> unavailable_reason();
 int device_count();
 
 enum class ElementType { float32, bfloat16, float16 };
+constexpr Index item_bytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
 
 // x (rows, n) in device memory; row_stride elements from one row to the next, >= n.
 struct Activations {

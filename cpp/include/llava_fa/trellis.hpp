@@ -72,7 +72,8 @@ constexpr Index segment_begin(Index rows, Index s) {
   return s == segment_count(rows) ? rows : s * kSegmentRows;
 }
 constexpr Index segment_of(Index rows, Index row) {
-  return std::min(row / kSegmentRows, segment_count(rows) - 1);
+  const Index last = segment_count(rows) - 1;
+  return row < last * kSegmentRows ? row / kSegmentRows : last;
 }
 
 // State bits that a matrix of `rows` rows uses: a state holds at most a quarter of its segment,

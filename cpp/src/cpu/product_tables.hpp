@@ -151,6 +151,12 @@ void for_row_blocks(const CodedMatrix& matrix, VectorView x, Index block_rows, i
   });
 }
 
+// How many of `threads` products with a matrix' codes are worth.
+inline int product_threads(const CodedMatrix& matrix, int threads, double nanoseconds_per_code) {
+  const double codes = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
+  return step_threads(threads, nanoseconds_per_code * codes);
+}
+
 // All products of a matrix. `Kernel` has kOrder, tiles(), factor() and add_tile(codes, t, sums) for
 // 32 rows of tile t.
 template <typename Kernel>

@@ -124,8 +124,7 @@ bool ring_products_apply(const CodedMatrix& matrix) {
 }
 
 void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
-  const double codes = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
-  const int team = step_threads(threads, kNanosecondsPerCode * codes);
+  const int team = product_threads(matrix, threads, kNanosecondsPerCode);
   multiply_panels(RingProduct(matrix, x, team), matrix, x, team, y);
 }
 

@@ -272,8 +272,7 @@ bool table_products_apply(const CodedMatrix& matrix) {
 
 void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                         VectorSpan y) {
-  const double entries = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
-  const int team = step_threads(threads, kNanosecondsPerField * entries);
+  const int team = product_threads(matrix, threads, kNanosecondsPerField);
   if (precision == Precision::half) {
     multiply<2>(matrix, x, team, y);
   } else {

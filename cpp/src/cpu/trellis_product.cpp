@@ -373,8 +373,7 @@ void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y
 }  // namespace
 
 void multiply_trellis(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
-  const double codes = static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols);
-  const int team = step_threads(threads, kNanosecondsPerCode * codes);
+  const int team = product_threads(matrix, threads, kNanosecondsPerCode);
   switch (fine_kind(*matrix.trellis)) {
     case Fine::none: return multiply<Fine::none>(matrix, x, team, y);
     case Fine::byte: return multiply<Fine::byte>(matrix, x, team, y);

@@ -1,7 +1,7 @@
 // The CUDA part's entry point: which devices can be used, products on them, and the errors of both.
 #include <cuda_runtime_api.h>
 
-#include <vector>
+#include <memory>
 
 #include "../checks.hpp"
 #include "../device_backend.hpp"
@@ -120,12 +120,13 @@ class CudaProduct final : public DeviceProduct {
   void load_kernels(Index tokens, Precision precision) const {
     const CurrentDevice current(device_);
     const KernelLoader loader(shared_limit_);
-    std::vector<std::byte> workspace(1);
+    const auto workspace = std::make_unique_for_overwrite<std::byte[]>(
+        static_cast<std::size_t>(plan_.workspace_bytes(tokens, precision)));
     const DeviceMemory memory = {plan_.constants().data(), plan_.constants().data(),
-                                 workspace.data()};
+                                 workspace.get()};
     ProductPipeline pipeline(plan_, memory, precision, loader);
-    pipeline.multiply({workspace.data(), ElementType::float32, tokens, plan_.spec().cols},
-                      {workspace.data(), ElementType::float32});
+    pipeline.multiply({workspace.get(), ElementType::float32, tokens, plan_.spec().cols},
+                      {workspace.get(), ElementType::float32});
   }
 
   int device_;

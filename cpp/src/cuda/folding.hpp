@@ -8,7 +8,8 @@
 #pragma once
 
 #include "number_types.hpp"
-#include "point_product.hpp"
+#include "points.hpp"
+#include "trellis.hpp"
 
 namespace llava_fa::cuda {
 

@@ -40,8 +40,7 @@ class ProductPipeline {
   }
 
   void multiply(const Activations& activations, const Output& output) {
-    const Index item = output.type == ElementType::float32 ? 4 : 2;
-    const Index x_item = activations.type == ElementType::float32 ? 4 : 2;
+    const Index item = item_bytes(output.type), x_item = item_bytes(activations.type);
     for (Index first = 0; first < activations.rows; first += kMostAtOnce) {
       Activations share = activations;
       share.rows = std::min(kMostAtOnce, activations.rows - first);

@@ -6,6 +6,7 @@
 
 #include "../half_float.hpp"
 #include "folding.hpp"
+#include "point_product.hpp"
 #include "points.hpp"
 
 namespace llava_fa::cuda {

@@ -4,7 +4,6 @@
 
 #include "fft.hpp"
 #include "number_types.hpp"
-#include "point_product.hpp"
 
 namespace llava_fa::cuda {
 

@@ -18,8 +18,7 @@ LLAVA_FA_SHARED TrellisShape trellis_shape(int code_bits, int state_bits) {
 
 // The row `back` rows before `row`, circularly within its segment.
 LLAVA_FA_SHARED Index row_before(Index rows, Index row, Index back) {
-  const Index last = segment_count(rows) - 1;
-  const Index segment = row / kSegmentRows < last ? row / kSegmentRows : last;
+  const Index segment = segment_of(rows, row);
   const Index begin = segment_begin(rows, segment);
   const Index length = segment_begin(rows, segment + 1) - begin;
   return begin + (row - begin + length - back % length) % length;
