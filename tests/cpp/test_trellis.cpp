@@ -21,13 +21,22 @@ std::vector<std::vector<std::uint16_t>> unpacked(const PolarCodes& codes) {
   return rows;
 }
 
+// The code that is stored as `stored`, by the definition in docs/format.md.
+std::uint32_t code_of(std::uint32_t stored, int code_bits) {
+  if (code_bits < 8) return stored;
+  const Trellis& code = trellis(8, 8);
+  for (std::uint32_t candidate = 0;; ++candidate) {
+    if (code.index_of(candidate).coarse == stored) return candidate;
+  }
+}
+
 // The state of row k of one column, bit by bit from the definition in docs/format.md.
 std::uint32_t state_of(const std::vector<std::uint16_t>& column, Index k, Index begin, Index end,
                        int code_bits, int state_bits) {
   std::uint32_t state = 0;
   Index row = k;
   for (int filled = 0; filled < state_bits; filled += code_bits) {
-    state |= std::uint32_t(column[row]) << filled;
+    state |= code_of(column[row], code_bits) << filled;
     row = row == begin ? end - 1 : row - 1;
   }
   return state & ((1u << state_bits) - 1);
@@ -84,6 +93,26 @@ TEST_CASE("indices are linear and levels odd, so that kernels may rely on them")
     }
     // without a shift the sum of both levels is a byte
     if (code.fine_shift == 0) CHECK(longest + *std::ranges::max_element(code.fine) <= 127);
+  }
+}
+
+TEST_CASE("what is stored tells codes apart, and gives the state that they give") {
+  for (int code_bits = 1; code_bits <= kMaxTrellisCodeBits; ++code_bits) {
+    for (const int state_bits : {code_bits, 11, 14, 16}) {
+      const Trellis& code = trellis(code_bits, state_bits);
+      const std::uint32_t codes = 1u << code_bits, states = 1u << state_bits;
+      std::set<int> stored;
+      for (std::uint32_t c = 0; c < codes; ++c) {
+        stored.insert(code.stored_code(c));
+        REQUIRE(code_of(code.stored_code(c), code_bits) == c);
+        REQUIRE(code.code_of_stored[code.stored_code(c)] == c);
+        const std::uint32_t state = c << code_bits & (states - 1);
+        REQUIRE(code.state_of(std::uint32_t{code.stored_code(c)} << code_bits) == state);
+        if (code_bits == 8) REQUIRE(code.index_of(c).coarse == code.stored_code(c));
+      }
+      CHECK(stored.size() == codes);
+      CHECK(*stored.rbegin() == int(codes) - 1);
+    }
   }
 }
 

@@ -106,10 +106,23 @@ def trellis_points(code_bits: int, state_bits: int) -> Complex:
     return np.asarray(real + 1j * imag)
 
 
+def trellis_codes(stored: npt.NDArray[np.int64], code_bits: int) -> npt.NDArray[np.int64]:
+    """The codes that states are made of: of 8 bits, their own coarse indices are stored."""
+    if code_bits < 8:
+        return stored
+    columns = trellis_tables(8)[0]
+    codes = np.arange(256)
+    coarse = np.zeros_like(codes)
+    for bit in range(8):
+        coarse ^= (codes >> bit & 1) * (columns[bit] & 255)
+    return np.argsort(coarse)[stored]
+
+
 def trellis_entries(
-    codes: npt.NDArray[np.int64], code_bits: int, requested_state_bits: int
+    stored: npt.NDArray[np.int64], code_bits: int, requested_state_bits: int
 ) -> Complex:
-    """Points of a (h, n) matrix of trellis codes, state by state."""
+    """Points of a (h, n) matrix of stored trellis codes, state by state."""
+    codes = trellis_codes(stored, code_bits)
     h = len(codes)
     state_bits = requested_state_bits
     if h < 4 * requested_state_bits:

@@ -55,6 +55,28 @@ struct Trellis {
     }
     return index;
   }
+
+  // What is stored for a code: at 8 bits, its own coarse index, which tells codes apart. Kernels
+  // then have that without a look-up (docs/format.md). At any other width the code itself.
+  std::array<std::uint8_t, 256> stored = {};
+  std::array<std::uint8_t, 256> code_of_stored = {};
+
+  // What is stored for the newest code of a state.
+  std::uint8_t stored_code(std::uint32_t state) const {
+    return stored[state & ((1u << code_bits) - 1)];
+  }
+
+  // The state after the stored codes of as many rows as it reaches, newest in the low bits.
+  std::uint32_t state_of(std::uint32_t stored_codes) const {
+    std::uint32_t state = stored_codes;
+    if (code_bits == 8) {
+      state = code_of_stored[stored_codes & 255] | code_of_stored[stored_codes >> 8 & 255] << 8;
+    }
+    return state & ((1u << state_bits) - 1);
+  }
+  PointIndex index_of_codes(std::uint32_t stored_codes) const {
+    return index_of(state_of(stored_codes));
+  }
 };
 
 // Built once per (code_bits, state_bits) and cached; thread-safe.

@@ -77,10 +77,10 @@ __m256i bit_field(const __m256i* bytes, Index i) {
                          masked(_mm256_slli_epi16(bytes[byte + 1], low_bits), kMask & ~low_mask));
 }
 
-// Asks for the line of codes that is read so many bytes later.
-inline void prefetch_codes(const std::uint8_t* bytes) {
-  constexpr Index kAhead = 4096;
-  _mm_prefetch(reinterpret_cast<const char*>(bytes + kAhead), _MM_HINT_T0);
+// Asks for the line of codes that is read `ahead` bytes later.
+template <Index ahead = 4096>
+void prefetch_codes(const std::uint8_t* bytes) {
+  _mm_prefetch(reinterpret_cast<const char*>(bytes + ahead), _MM_HINT_T0);
 }
 
 }  // namespace llava_fa::cpu

@@ -148,12 +148,10 @@ class SegmentEncoder {
       y[r] = ti[r] * inverse_[r];
     }
     const float *point_real, *point_imag;
-    std::uint16_t mask = 0xffff;
     if (search_) {
       search_->search(x, y, weight_.data(), rows_, picked_.data());
       point_real = coding_.trellis->point_real.data();
       point_imag = coding_.trellis->point_imag.data();
-      mask = static_cast<std::uint16_t>((1 << coding_.trellis->code_bits) - 1);
     } else {
       encode_run(x, y, rows_, 1.0f, *coding_.constellation, picked_.data());
       point_real = coding_.constellation->point_real.data();
@@ -172,7 +170,7 @@ class SegmentEncoder {
       energy_[r] += d * (fr[r] * fr[r] + fi[r] * fi[r]);
       x[r] = ar[r] - qr;
       y[r] = ai[r] - qi;
-      codes_[r * cols_ + j] = picked_[r] & mask;
+      codes_[r * cols_ + j] = search_ ? coding_.trellis->stored_code(picked_[r]) : picked_[r];
     }
   }
 

@@ -157,8 +157,15 @@ void TrellisStates::push(Index row) {
   const auto mask = static_cast<std::uint16_t>((1u << code_.state_bits) - 1);
   const int bits = code_.code_bits;
   std::uint16_t* states = states_.data();
-  for (std::size_t l = 0; l < states_.size(); ++l) {
-    states[l] = static_cast<std::uint16_t>(((states[l] << bits) | codes[l]) & mask);
+  const auto push_all = [&](auto code_of) {
+    for (std::size_t l = 0; l < states_.size(); ++l) {
+      states[l] = static_cast<std::uint16_t>(((states[l] << bits) | code_of(codes[l])) & mask);
+    }
+  };
+  if (bits == 8) {
+    push_all([&](std::uint16_t stored) { return code_.code_of_stored[stored]; });
+  } else {
+    push_all([](std::uint16_t stored) { return stored; });
   }
 }
 

@@ -123,8 +123,8 @@ struct DecodePanels {
   static constexpr int kPairs = kThreads / kStripsPerPanel;
 
   CodedRows matrix;
-  const void* points;  // of the Table
-  TrellisShape trellis;
+  const void* points;   // of the Table
+  int state_rows;       // of the trellis
   Index first_row;      // of the panels
   Index count;          // rows, all of them or whole panels
   FoldedFactor factor;  // (2 count, ...)
@@ -159,13 +159,13 @@ struct DecodePanels {
     const Index bit = column * matrix.code_bits;
     return {load_strip(matrix, row, bit / 8), load_strip(matrix, row, bit / 8 + 1),
             static_cast<int>(bit % 8),
-            Table::kTrellis ? state_before(matrix, trellis, row, column) : 0};
+            Table::kTrellis ? state_before(matrix, state_rows, row, column) : 0};
   }
 
   LLAVA_FA_KERNEL Complex point(const Table& table, Column& column, int r, int lane) const {
     const std::uint32_t code = code_of(column.byte, column.next, r, column.shift, matrix.code_bits);
     if constexpr (!Table::kTrellis) return table.at(code, lane);
-    column.state = next_state(column.state, code, matrix.code_bits, trellis.state_bits);
+    column.state = next_state(column.state, code, matrix.code_bits);
     return table.at(column.state, lane);
   }
 

@@ -31,8 +31,8 @@ struct PointProduct {
   static constexpr int kMinBlocks = code_bits % 2 == 1 ? 2 : code_bits < 8 ? 4 : 3;
 
   CodedRows matrix;
-  const void* points;  // of the Table
-  TrellisShape trellis;
+  const void* points;       // of the Table
+  int state_rows;           // of the trellis
   const Complex* spectrum;  // (tokens, pitch), zero beyond the matrix' columns
   Index pitch;              // whole groups
   Index tokens;
@@ -91,7 +91,7 @@ struct PointProduct {
     for (int b = 0; b < kBytes; ++b) bytes[b] = load_strip(matrix, first_row, first_byte + b);
     std::uint32_t states[kColumns] = {};
     if constexpr (Table::kTrellis) {
-      states_before<code_bits, kBytes>(matrix, trellis, first_row, first_byte, states);
+      states_before<code_bits, kBytes>(matrix, state_rows, first_row, first_byte, states);
     }
     LLAVA_FA_UNROLL
     for (int c = 0; c < kColumns; ++c) {
@@ -100,7 +100,7 @@ struct PointProduct {
       for (int r = 0; r < kStripRows; ++r) {
         const std::uint32_t code = code_of<code_bits>(bytes, r, c);
         if constexpr (Table::kTrellis) {
-          states[c] = next_state(states[c], code, code_bits, trellis.state_bits);
+          states[c] = next_state(states[c], code, code_bits);
           add_product(table.at(states[c], lane), entry, sums.row[r]);
         } else {
           add_product(table.at(code, lane), entry, sums.row[r]);

@@ -123,7 +123,7 @@ class ProductPipeline {
   void launch_point_product() {
     if (plan_.spec().code_bits == code_bits) {
       const PointProduct<Table, code_bits> kernel = {
-          matrix_,       points(), plan_.trellis(),           work<Complex>(layout_.spectrum),
+          matrix_,       points(), plan_.state_rows(),        work<Complex>(layout_.spectrum),
           plan_.pitch(), tokens_,  work<float>(layout_.parts)};
       launcher_.launch(kernel, kernel.panels() * product_parts(matrix_.cols), tokens_,
                        kernel.shared_bytes());
@@ -158,7 +158,7 @@ class ProductPipeline {
 
   template <class Table>
   void launch_decode(Index first, Index count, const FoldedFactor& panel) {
-    const DecodePanels<Table> kernel = {matrix_, points(), plan_.trellis(), first, count, panel};
+    const DecodePanels<Table> kernel = {matrix_, points(), plan_.state_rows(), first, count, panel};
     launcher_.launch(kernel, kernel.blocks(), 1, kernel.shared_bytes());
   }
 

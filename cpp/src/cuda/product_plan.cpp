@@ -26,22 +26,19 @@ std::vector<float> to_floats(std::span<const std::uint16_t> halves) {
   return out;
 }
 
-// The index of a state's byte `byte`, its nibbles in the order coarse and fine level of the real
-// part, then of the imaginary part.
-std::uint32_t index_of_byte(const Trellis& code, int byte, std::uint32_t value) {
-  const int low = 2 * byte;
-  const std::uint32_t coarse =
-      code.coarse_index[low][value & 15] ^ code.coarse_index[low + 1][value >> 4];
-  const std::uint32_t fine =
-      code.fine_index[low][value & 15] ^ code.fine_index[low + 1][value >> 4];
+// The index after stored codes, its nibbles in the order coarse and fine level of the real part,
+// then of the imaginary part.
+std::uint32_t index_of_codes(const Trellis& code, std::uint32_t stored_codes) {
+  const auto [c, f] = code.index_of_codes(stored_codes);
+  const std::uint32_t coarse = c, fine = f;
   return (coarse & 15) | (fine & 15) << 4 | (coarse >> 4) << 8 | (fine >> 4) << 12;
 }
 
 std::vector<TrellisTable::Word> trellis_words(const Trellis& code) {
   std::vector<TrellisTable::Word> words(TrellisTable::kWords);
   for (std::uint32_t i = 0; i < 256; ++i) {
-    words[i].index = index_of_byte(code, 0, i);
-    words[256 + i].index = index_of_byte(code, 1, i);
+    words[i].index = index_of_codes(code, i);
+    words[256 + i].index = index_of_codes(code, i << 8);
     const int level = (code.coarse[i & 15] << code.fine_shift) + code.fine[i >> 4];
     words[512 + i].level = std::ldexp(static_cast<float>(level), -(kLevelBits + code.fine_shift));
   }
@@ -84,7 +81,7 @@ ProductPlan::ProductPlan(const PackedMatrix& matrix, Index shared_limit)
 void ProductPlan::add_points(ConstantsBuilder& constants) {
   if (spec_.codec == Codec::trellis) {
     const int state_bits = effective_state_bits(half_rows(), spec_.code_bits, spec_.state_bits);
-    trellis_ = trellis_shape(spec_.code_bits, state_bits);
+    state_rows_ = rows_of_state(spec_.code_bits, state_bits);
     places_.points = constants.add(trellis_words(llava_fa::trellis(spec_.code_bits, state_bits)));
   } else {
     places_.points = constants.add(constellation(spec_.codec, spec_.code_bits).point_pairs);

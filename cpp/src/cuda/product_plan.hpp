@@ -43,7 +43,7 @@ class ProductPlan {
   Index half_rows() const { return llava_fa::half_rows(spec_.rows); }
   // Entries of a spectrum: whole groups of columns.
   Index pitch() const;
-  TrellisShape trellis() const { return trellis_; }
+  int state_rows() const { return state_rows_; }
 
   WorkspaceLayout layout(Index tokens, Precision precision) const;
   // The most that any share of so many activations needs.
@@ -65,7 +65,7 @@ class ProductPlan {
 
   MatrixSpec spec_;
   Index shared_limit_;
-  TrellisShape trellis_ = {};
+  int state_rows_ = 0;        // of the trellis
   ConstantsBuilder builder_;  // before the tables, which fill it
   RealFftTables input_, output_;
   Places places_ = {};

@@ -1,5 +1,7 @@
 // States of the trellis in kernels. Twin of ../cpu/trellis.cpp: state = (state << code_bits | code)
-// down the rows, entered anywhere from the rows before, circularly within the segment.
+// down the rows, entered anywhere from the rows before, circularly within the segment. Here codes
+// are as stored, and a state has 16 bits of them; TrellisTable gives those beyond its length no
+// effect.
 #pragma once
 
 #include "code_strips.hpp"
@@ -7,13 +9,9 @@
 
 namespace llava_fa::cuda {
 
-struct TrellisShape {
-  int state_bits;  // 0: no trellis
-  int depth;       // rows that a state holds codes of
-};
-
-LLAVA_FA_SHARED TrellisShape trellis_shape(int code_bits, int state_bits) {
-  return {state_bits, (state_bits + code_bits - 1) / code_bits};
+// Rows that a state holds codes of.
+constexpr int rows_of_state(int code_bits, int state_bits) {
+  return (state_bits + code_bits - 1) / code_bits;
 }
 
 // The row `back` rows before `row`, circularly within its segment.
@@ -24,17 +22,16 @@ LLAVA_FA_SHARED Index row_before(Index rows, Index row, Index back) {
   return begin + (row - begin + length - back % length) % length;
 }
 
-LLAVA_FA_SHARED std::uint32_t next_state(std::uint32_t state, std::uint32_t code, int code_bits,
-                                         int state_bits) {
-  return ((state << code_bits) | code) & ((1u << state_bits) - 1);
+LLAVA_FA_SHARED std::uint32_t next_state(std::uint32_t state, std::uint32_t code, int code_bits) {
+  return ((state << code_bits) | code) & ((1u << kMaxStateBits) - 1);
 }
 
-// State of the row before `row` in one column.
-LLAVA_FA_SHARED std::uint32_t state_before(const CodedRows& matrix, TrellisShape shape, Index row,
+// State of the row before `row` in one column; states hold codes of `depth` rows.
+LLAVA_FA_SHARED std::uint32_t state_before(const CodedRows& matrix, int depth, Index row,
                                            Index column) {
   std::uint32_t state = 0;
   LLAVA_FA_KEEP_LOOP
-  for (int back = shape.depth - 1; back >= 1; --back) {
+  for (int back = depth - 1; back >= 1; --back) {
     const std::uint32_t code = code_at(matrix, row_before(matrix.rows, row, back), column);
     state = state << matrix.code_bits | code;
   }
@@ -44,10 +41,10 @@ LLAVA_FA_SHARED std::uint32_t state_before(const CodedRows& matrix, TrellisShape
 // The same for neighbouring columns whose codes fill the bytes from first_byte on; states are zero
 // before.
 template <int code_bits, int bytes, int columns>
-LLAVA_FA_SHARED void states_before(const CodedRows& matrix, TrellisShape shape, Index row,
-                                   Index first_byte, std::uint32_t (&states)[columns]) {
+LLAVA_FA_SHARED void states_before(const CodedRows& matrix, int depth, Index row, Index first_byte,
+                                   std::uint32_t (&states)[columns]) {
   LLAVA_FA_KEEP_LOOP
-  for (int back = shape.depth - 1; back >= 1; --back) {
+  for (int back = depth - 1; back >= 1; --back) {
     const Index before = row_before(matrix.rows, row, back);
     const RowPlace place = row_place(matrix.rows, matrix.row_bytes, before);
     StripBytes codes[bytes] = {};  // of one row, as row 0 of a strip

@@ -1,0 +1,282 @@
+// Indices of trellis states, from which their levels follow: of 32 rows and one column at a time.
+//
+// An index is linear over GF(2) in the codes that the state holds: the exclusive or of one table
+// entry per half byte of them. Codes lie as one byte per row, after those of the rows above, so
+// that what earlier rows add is the same bytes read a little earlier.
+//
+// Both classes of indices have
+//   Rows                             what a thread keeps of a tile's rows
+//   kReach                           how many rows above a state may reach
+//   unpack(codes, begin, end, rows)  prepares these rows of a panel, from a multiple of 32 on
+//   leave(codes, end, rows)          makes the last of them those above the next panel
+//   Tile(indexes, codes, rows, row)  the indices of rows [row, row + 32), at(column)
+#pragma once
+
+#if defined(__AVX2__)
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "code_tiles.hpp"
+#include "llava_fa/trellis.hpp"
+#include "product_tables.hpp"
+
+namespace llava_fa::cpu {
+
+inline constexpr Index kTrellisTileColumns = 32;
+
+// The low half of each byte is the real part's.
+struct LevelIndexes {
+  __m256i coarse, fine;
+};
+
+inline __m256i low_halves(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
+inline __m256i high_halves(__m256i bytes) { return low_halves(_mm256_srli_epi16(bytes, 4)); }
+
+inline void store_bytes(std::uint8_t* place, __m256i values) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(place), values);
+}
+
+// What one half byte of the code `back` rows above adds to a state's index.
+struct Tap {
+  Index back;
+  int plane;
+  alignas(16) std::uint8_t coarse[kTableSize];
+  alignas(16) std::uint8_t fine[kTableSize];
+};
+
+inline std::vector<Tap> taps_of(const Trellis& code) {
+  std::vector<Tap> taps;
+  for (Index back = 0; back * code.code_bits < code.state_bits; ++back) {
+    for (int plane = 0; 4 * plane < code.code_bits; ++plane) {
+      const Index shift = back * code.code_bits + 4 * plane;
+      if (shift >= code.state_bits) continue;
+      Tap tap = {back, plane, {}, {}};
+      for (std::uint32_t half = 0; half < kTableSize; ++half) {
+        const std::uint32_t in_code = (half << (4 * plane)) & ((1u << code.code_bits) - 1);
+        const auto [coarse, fine] = code.index_of_codes(in_code << (back * code.code_bits));
+        tap.coarse[half] = coarse;
+        tap.fine[half] = fine;
+      }
+      taps.push_back(tap);
+    }
+  }
+  return taps;
+}
+
+// Indices of codes of up to seven bits: planes of half bytes, and a tap for each of a state.
+template <std::size_t kTaps, bool kHasFine>  // kTaps 0: any number
+class TapIndexes {
+ public:
+  static constexpr Index kReach = 16;
+  static_assert(kReach >= kMaxStateBits);
+
+  // [plane][column][row], the rows of a panel after those above it.
+  struct Rows {
+    static constexpr Index kAbove = 32;  // of which the last kReach are there; keeps rows aligned
+    static constexpr Index kColumnBytes = kAbove + kPanelRows;
+
+    alignas(64) std::uint8_t halves[2][kTrellisTileColumns][kColumnBytes];
+
+    std::uint8_t* at(int plane, Index column, Index row) {
+      return halves[plane][column] + kAbove + row;
+    }
+    const std::uint8_t* at(int plane, Index column, Index row) const {
+      return halves[plane][column] + kAbove + row;
+    }
+  };
+
+  explicit TapIndexes(const Trellis& code)
+      : planes_(code.code_bits > 4 ? 2 : 1),
+        unpack_(kUnpackTile[code.code_bits - 1]),
+        taps_(taps_of(code)) {}
+
+  void unpack(const std::uint8_t* codes, Index begin, Index end, Rows& rows) const {
+    for (Index row = begin; row < end; row += kVectorRows) unpack_(codes, row, rows);
+  }
+
+  void leave(const std::uint8_t* /*codes*/, Index end, Rows& rows) const {
+    for (int plane = 0; plane < planes_; ++plane) {
+#pragma GCC unroll 8
+      for (Index c = 0; c < kTrellisTileColumns; ++c) {
+        std::memmove(rows.at(plane, c, -kReach), rows.at(plane, c, end - kReach), kReach);
+      }
+    }
+  }
+
+  class Tile {
+   public:
+    Tile(const TapIndexes& indexes, const std::uint8_t* /*codes*/, const Rows& rows, Index row)
+        : count_(indexes.taps_.size()) {
+      for (std::size_t i = 0; i < count(); ++i) {
+        const Tap& tap = indexes.taps_[i];
+        taps_[i] = {rows.at(tap.plane, 0, row - tap.back), load_table(tap.coarse),
+                    load_table(tap.fine)};
+      }
+    }
+
+    LevelIndexes at(Index column) const {
+      LevelIndexes index = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+      for (std::size_t i = 0; i < count(); ++i) {
+        const __m256i halves = load_bytes(taps_[i].halves + column * Rows::kColumnBytes);
+        index.coarse = _mm256_xor_si256(index.coarse, _mm256_shuffle_epi8(taps_[i].coarse, halves));
+        if constexpr (kHasFine) {
+          index.fine = _mm256_xor_si256(index.fine, _mm256_shuffle_epi8(taps_[i].fine, halves));
+        }
+      }
+      return index;
+    }
+
+   private:
+    std::size_t count() const { return kTaps == 0 ? count_ : kTaps; }
+
+    // Where the first column's half bytes are, and what they add.
+    struct LoadedTap {
+      const std::uint8_t* halves;
+      __m256i coarse, fine;
+    };
+
+    std::size_t count_;
+    LoadedTap taps_[kTaps == 0 ? kMaxStateBits : kTaps];
+  };
+
+ private:
+  template <int kBits>
+  static void unpack_tile(const std::uint8_t* tile, Index row, Rows& rows) {
+    constexpr Index kGroup = 8;  // codes, in kBits bytes
+    for (Index c = 0; c < kTrellisTileColumns; c += kGroup) {
+      __m256i bytes[kBits];
+      for (Index b = 0; b < kBits; ++b) {
+        const std::uint8_t* column = tile + (c / kGroup * kBits + b) * kPanelRows + row;
+        prefetch_codes(column);
+        bytes[b] = load_bytes(column);
+      }
+#pragma GCC unroll 8
+      for (Index i = 0; i < kGroup; ++i) {
+        const __m256i codes = bit_field<kBits>(bytes, i);
+        if constexpr (kBits <= 4) {
+          store_bytes(rows.at(0, c + i, row), codes);
+        } else {
+          store_bytes(rows.at(0, c + i, row), low_halves(codes));
+          store_bytes(rows.at(1, c + i, row), high_halves(codes));
+        }
+      }
+    }
+  }
+
+  using UnpackTile = void (*)(const std::uint8_t*, Index, Rows&);
+  static constexpr UnpackTile kUnpackTile[] = {unpack_tile<1>, unpack_tile<2>, unpack_tile<3>,
+                                               unpack_tile<4>, unpack_tile<5>, unpack_tile<6>,
+                                               unpack_tile<7>};
+
+  int planes_;
+  UnpackTile unpack_;
+  std::vector<Tap> taps_;
+};
+
+// Indices of codes of eight bits, of which a state holds two: the newest, which is its own part of
+// the coarse index, and the older one. The newest code's part of the fine index follows from the
+// coarse index c of the whole state, which is looked up anyhow: with p what the older code adds to
+// c, it is fine(c) ^ fine(p), and fine(p) goes into the older code's table.
+class ByteIndexes {
+ public:
+  static constexpr Index kReach = 1;
+
+  // The row above a panel and its first 32 rows; all others lie behind each other in the tile.
+  struct Rows {
+    static constexpr Index kAbove = 32;  // of which the last is there; keeps rows aligned
+
+    alignas(64) std::uint8_t codes[kTrellisTileColumns][kAbove + kVectorRows];
+
+    std::uint8_t* at(Index column, Index row) { return codes[column] + kAbove + row; }
+    const std::uint8_t* at(Index column, Index row) const { return codes[column] + kAbove + row; }
+  };
+
+  explicit ByteIndexes(const Trellis& code) {
+    for (std::uint32_t half = 0; half < kTableSize; ++half) {
+      for (int place = 0; place < 2; ++place) {
+        const std::uint32_t value = half << (4 * place);
+        const auto [coarse, fine] = code.index_of_codes(value << 8);
+        newest_fine_[place][half] = code.index_of_codes(value).fine;
+        older_coarse_[place][half] = coarse;
+        older_fine_[place][half] = fine ^ code.index_of_codes(coarse).fine;
+      }
+    }
+  }
+
+  void unpack(const std::uint8_t* codes, Index begin, Index /*end*/, Rows& rows) const {
+    if (begin > 0) return;
+#pragma GCC unroll 4
+    for (Index c = 0; c < kTrellisTileColumns; ++c) {
+      prefetch_codes<kTrellisTileColumns * kPanelRows>(codes + c * kPanelRows);
+      store_bytes(rows.at(c, 0), load_bytes(codes + c * kPanelRows));
+    }
+  }
+
+  void leave(const std::uint8_t* codes, Index end, Rows& rows) const {
+#pragma GCC unroll 8
+    for (Index c = 0; c < kTrellisTileColumns; ++c) {
+      *rows.at(c, -1) = codes[c * kPanelRows + end - 1];
+    }
+  }
+
+  class Tile {
+   public:
+    Tile(const ByteIndexes& indexes, const std::uint8_t* codes, const Rows& rows, Index row)
+        : newest_(codes + row),
+          older_(row == 0 ? rows.at(0, -1) : codes + row - 1),
+          newest_fine_(indexes.newest_fine_),
+          older_coarse_(indexes.older_coarse_),
+          older_fine_(indexes.older_fine_) {
+      static_assert(sizeof(Rows::codes[0]) == kPanelRows);  // columns as far apart as in the tile
+    }
+
+    LevelIndexes at(Index column) const {
+      const Halves older = halves_at(older_, column);
+      const __m256i coarse =
+          _mm256_xor_si256(load_bytes(newest_ + column * kPanelRows), older_coarse_.look_up(older));
+      const __m256i fine = newest_fine_.look_up({low_halves(coarse), high_halves(coarse)});
+      return {coarse, _mm256_xor_si256(fine, older_fine_.look_up(older))};
+    }
+
+   private:
+    struct Halves {
+      __m256i low, high;
+    };
+
+    // What both halves of a byte add.
+    class Tables {
+     public:
+      explicit Tables(const std::uint8_t (&bytes)[2][kTableSize])
+          : low_(load_table(bytes[0])), high_(load_table(bytes[1])) {}
+
+      __m256i look_up(Halves halves) const {
+        return _mm256_xor_si256(_mm256_shuffle_epi8(low_, halves.low),
+                                _mm256_shuffle_epi8(high_, halves.high));
+      }
+
+     private:
+      __m256i low_, high_;
+    };
+
+    static Halves halves_at(const std::uint8_t* rows, Index column) {
+      const __m256i bytes = load_bytes(rows + column * kPanelRows);
+      return {low_halves(bytes), high_halves(bytes)};
+    }
+
+    const std::uint8_t* newest_;
+    const std::uint8_t* older_;
+    Tables newest_fine_, older_coarse_, older_fine_;
+  };
+
+ private:
+  // Tables of low and of high halves.
+  std::uint8_t newest_fine_[2][kTableSize];
+  std::uint8_t older_coarse_[2][kTableSize];
+  std::uint8_t older_fine_[2][kTableSize];
+};
+
+}  // namespace llava_fa::cpu
+
+#endif  // __AVX2__
