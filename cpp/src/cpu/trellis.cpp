@@ -153,20 +153,44 @@ const std::vector<std::uint16_t>& TrellisStates::at(Index row) {
 }
 
 void TrellisStates::push(Index row) {
-  const std::uint16_t* codes = codes_.row(row);
+  const std::uint16_t* codes =
+      code_.code_bits == 8 ? codes_of_stored(codes_.row(row)) : codes_.row(row);
   const auto mask = static_cast<std::uint16_t>((1u << code_.state_bits) - 1);
   const int bits = code_.code_bits;
   std::uint16_t* states = states_.data();
-  const auto push_all = [&](auto code_of) {
-    for (std::size_t l = 0; l < states_.size(); ++l) {
-      states[l] = static_cast<std::uint16_t>(((states[l] << bits) | code_of(codes[l])) & mask);
-    }
-  };
-  if (bits == 8) {
-    push_all([&](std::uint16_t stored) { return code_.code_of_stored[stored]; });
-  } else {
-    push_all([](std::uint16_t stored) { return stored; });
+  for (std::size_t l = 0; l < states_.size(); ++l) {
+    states[l] = static_cast<std::uint16_t>(((states[l] << bits) | codes[l]) & mask);
   }
+}
+
+const std::uint16_t* TrellisStates::codes_of_stored(const std::uint16_t* stored) {
+  const auto& code_of = code_.code_of_stored;
+  const std::size_t count = states_.size();
+  read_.resize(count);
+  std::size_t l = 0;
+#if defined(__AVX2__)
+  // The map is linear over GF(2): the exclusive or of what both half bytes give. Zero gives zero,
+  // so that the upper bytes of words stay as they are.
+  alignas(16) std::uint8_t low[16], high[16];
+  for (int half = 0; half < 16; ++half) {
+    low[half] = code_of[half];
+    high[half] = code_of[half << 4];
+  }
+  const __m256i half_bits = _mm256_set1_epi16(15);
+  const auto look_up = [&](const std::uint8_t* bytes, __m256i halves) {
+    const auto table = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table),
+                               _mm256_and_si256(halves, half_bits));
+  };
+  for (; l + 16 <= count; l += 16) {
+    const auto words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + l));
+    const __m256i codes =
+        _mm256_xor_si256(look_up(low, words), look_up(high, _mm256_srli_epi16(words, 4)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(read_.data() + l), codes);
+  }
+#endif
+  for (; l < count; ++l) read_[l] = code_of[stored[l]];
+  return read_.data();
 }
 
 // Rebuilds the states from the rows before, circularly within the row's segment.

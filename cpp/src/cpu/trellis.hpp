@@ -53,14 +53,16 @@ class TrellisStates {
 
  private:
   void push(Index row);
+  const std::uint16_t* codes_of_stored(const std::uint16_t* stored);
   void enter(Index row);
 
   Index rows_;
   RowCodesReader codes_;
   const Trellis& code_;
   std::vector<std::uint16_t> states_;
-  Index next_ = -1;  // row whose states follow from the present ones
-  Index end_ = -1;   // of the present segment
+  std::vector<std::uint16_t> read_;  // codes of the last row, if they are stored as others
+  Index next_ = -1;                  // row whose states follow from the present ones
+  Index end_ = -1;                   // of the present segment
 };
 
 }  // namespace llava_fa::cpu
