@@ -2,7 +2,8 @@
 
 1. One token: layers of LLaVA-1.5-7B and Qwen2.5-VL-3B, `FourierLinear` against torch's dense layer
    in float32 and bfloat16, and, with ``--peers-python``, bitsandbytes' NF4 layer. Codes are random:
-   speed does not depend on them. Layers change from call to call, so that none stays in a cache.
+   speed does not depend on them. Layers change from call to call, so that none stays in a cache,
+   and all of one shape are measured in turn.
 2. 512 tokens of the same.
 3. A text model with random weights: tokens per second, time to the first token, resident memory.
 4. The trained tiny model: whether the packed run time answers as the dense one.
@@ -14,10 +15,12 @@ one back by two calls from Python, less what these calls take for single numbers
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,11 @@ CODES: tuple[tuple[str, float], ...] = (
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # More than any processor's cache, in bytes of packed layers that take turns.
 SPREAD_BYTES = 1.5e8
+CALLS_PER_TURN = 5
 PROMPT, NEW_TOKENS = 64, 16
+
+Timer = Callable[[], float]
+"""Does something once, and says how many seconds it took."""
 
 
 def packed_layer(shape: tuple[int, int], codec: str, bits: float, seed: int = 0) -> FourierLinear:
@@ -100,33 +107,53 @@ def copies(make: Callable[[int], torch.nn.Module], quick: bool) -> list[torch.nn
     return [first, *(make(seed) for seed in range(1, wanted))]
 
 
-def seconds_of(layers: Sequence[torch.nn.Module], x: torch.Tensor, repeats: int) -> float:
-    """Median seconds of one product, the layers taking turns."""
-    times = []
+def product(layers: Sequence[torch.nn.Module], x: torch.Tensor) -> Timer:
+    """Times one product, the layers taking turns."""
     with torch.inference_mode():
         for layer in layers:
             layer(x)  # what is prepared once is not counted
-        for repeat in range(repeats):
+    turns = itertools.cycle(layers)
+
+    def seconds() -> float:
+        layer = next(turns)
+        with torch.inference_mode():
             start = time.perf_counter()
-            layers[repeat % len(layers)](x)
-            times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+            layer(x)
+            return time.perf_counter() - start
+
+    return seconds
 
 
-def transform_seconds(shape: tuple[int, int], repeats: int) -> float:
-    """Median seconds of the transforms of one product: inputs there, outputs back."""
+def transforms(shape: tuple[int, int]) -> Timer:
+    """Times the transforms of one product: inputs there, outputs back."""
     x, y = torch.randn(shape[1], 1), half_spectrum(torch.randn(shape[0], 1))
     number, same = torch.randn(1, 1), half_spectrum(torch.randn(1, 1))
-    times = []
-    for _ in range(repeats):
+
+    def seconds() -> float:
         start = time.perf_counter()
         half_spectrum(x)
         inverse_half_spectrum(y, shape[0])
         middle = time.perf_counter()
         half_spectrum(number)
         inverse_half_spectrum(same, 1)
-        times.append((middle - start) - (time.perf_counter() - middle))
-    return sorted(times)[len(times) // 2]
+        return (middle - start) - (time.perf_counter() - middle)
+
+    return seconds
+
+
+def median_seconds(timers: Mapping[str, Timer], rounds: int) -> dict[str, float]:
+    """Median of each timer, which take turns, so that other processes' load falls on all alike.
+
+    A turn is a pause, in which the threads of the timer before fall asleep, a call that wakes this
+    one's, and a few that count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            time.sleep(support.PAUSE_SECONDS)
+            timer()
+            times[name] += [timer() for _ in range(CALLS_PER_TURN)]
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def read_bandwidth(size: int = 1 << 28) -> float:
@@ -151,34 +178,41 @@ def dense_layer(shape: tuple[int, int], dtype: torch.dtype, seed: int) -> torch.
 def layer_rows(
     shapes: Sequence[tuple[str, tuple[int, int]]],
     tokens: int,
-    repeats: int,
+    rounds: int,
     quick: bool,
     bandwidth: float,
 ) -> list[dict[str, Any]]:
-    """Time every layer in every type."""
+    """Time every layer in every type, all of one shape in turn."""
     rows = []
     for model, shape in shapes:
         inputs = {name: torch.randn(tokens, shape[1]).to(t) for name, t in TYPES.items()}
-        row: dict[str, Any] = {"model": model, "layer": f"{shape[0]} x {shape[1]}"}
+        timers = {"transforms": transforms(shape)}
         for name, dtype in TYPES.items():
-            layers = copies(partial(dense_layer, shape, dtype), quick)
-            row[f"dense {name} ms"] = 1e3 * seconds_of(layers, inputs[name], repeats)
-        transforms = transform_seconds(shape, 4 * repeats)
+            dense = copies(partial(dense_layer, shape, dtype), quick)
+            timers[f"dense {name}"] = product(dense, inputs[name])
+        limits = {}
         for codec, bits in CODES:
+            code = f"{codec} {bits:g}"
             packed = copies(partial(packed_layer, shape, codec, bits), quick)
-            limit = stored_bytes(packed[0]) / bandwidth
-            times = {name: seconds_of(packed, x, repeats) for name, x in inputs.items()}
+            limits[code] = stored_bytes(packed[0]) / bandwidth
+            timers |= {f"{code} {name}": product(packed, x) for name, x in inputs.items()}
+        seconds = median_seconds(timers, rounds)
+        layer: dict[str, Any] = {"model": model, "layer": f"{shape[0]} x {shape[1]}"}
+        layer |= {f"dense {name} ms": 1e3 * seconds[f"dense {name}"] for name in TYPES}
+        for code, limit in limits.items():
+            times = {name: seconds[f"{code} {name}"] for name in TYPES}
+            one = times["bfloat16"] if tokens == 1 else None
             rows.append(
-                row
-                | {"code": f"{codec} {bits:g}"}
+                layer
+                | {"code": code}
                 | {f"{name} ms": 1e3 * value for name, value in times.items()}
                 | {
-                    f"times {name}": row[f"dense {name} ms"] / (1e3 * value)
+                    f"times {name}": seconds[f"dense {name}"] / value
                     for name, value in times.items()
                 }
                 | {
-                    "of the limit": limit / times["bfloat16"] if tokens == 1 else None,
-                    "transforms": transforms / times["bfloat16"] if tokens == 1 else None,
+                    "of the limit": limit / one if one else None,
+                    "transforms": seconds["transforms"] / one if one else None,
                 }
             )
     return rows
@@ -283,8 +317,8 @@ def main() -> None:
     if quick:
         shapes = [("small", (256, 192)), ("small", (320, 256))]
     bandwidth = read_bandwidth(1 << 22 if quick else 1 << 28)
-    one = layer_rows(shapes, 1, 3 if quick else 25, quick, bandwidth)
-    many = layer_rows(shapes[:1], 8 if quick else 512, 1 if quick else 3, quick, bandwidth)
+    one = layer_rows(shapes, 1, 1 if quick else 12, quick, bandwidth)
+    many = layer_rows(shapes[:1], 8 if quick else 512, 1, quick, bandwidth)
     peers = peer_rows(arguments.peers_python, quick)
     agreement = agreement_rows(CODES[:1] if quick else CODES, 8 if quick else 40)
     judged = targets(one, many, peers, agreement)
