@@ -49,7 +49,8 @@ CODES: tuple[tuple[str, float], ...] = (
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # More than any processor's cache, in bytes of packed layers that take turns.
 SPREAD_BYTES = 1.5e8
-CALLS_PER_TURN = 5
+UNCOUNTED_SECONDS = 0.02
+CALLS_PER_TURN = 10
 PROMPT, NEW_TOKENS = 64, 16
 
 Timer = Callable[[], float]
@@ -144,14 +145,15 @@ def transforms(shape: tuple[int, int]) -> Timer:
 def median_seconds(timers: Mapping[str, Timer], rounds: int) -> dict[str, float]:
     """Median of each timer, which take turns, so that other processes' load falls on all alike.
 
-    A turn is a pause, in which the threads of the timer before fall asleep, a call that wakes this
-    one's, and a few that count.
+    A turn starts with calls that do not count, during which the threads of the turn before, which
+    wait busily for a while, fall asleep.
     """
     times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(rounds):
         for name, timer in timers.items():
-            time.sleep(support.PAUSE_SECONDS)
-            timer()
+            end = time.perf_counter() + UNCOUNTED_SECONDS
+            while time.perf_counter() < end:
+                timer()
             times[name] += [timer() for _ in range(CALLS_PER_TURN)]
     return {name: statistics.median(found) for name, found in times.items()}
 
@@ -317,7 +319,7 @@ def main() -> None:
     if quick:
         shapes = [("small", (256, 192)), ("small", (320, 256))]
     bandwidth = read_bandwidth(1 << 22 if quick else 1 << 28)
-    one = layer_rows(shapes, 1, 1 if quick else 12, quick, bandwidth)
+    one = layer_rows(shapes, 1, 1 if quick else 10, quick, bandwidth)
     many = layer_rows(shapes[:1], 8 if quick else 512, 1, quick, bandwidth)
     peers = peer_rows(arguments.peers_python, quick)
     agreement = agreement_rows(CODES[:1] if quick else CODES, 8 if quick else 40)
