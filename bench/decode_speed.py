@@ -146,7 +146,8 @@ def median_seconds(timers: Mapping[str, Timer], rounds: int) -> dict[str, float]
     """Median of each timer, which take turns, so that other processes' load falls on all alike.
 
     A turn starts with calls that do not count, during which the threads of the turn before, which
-    wait busily for a while, fall asleep.
+    wait busily for a while, fall asleep: without the pauses of ``support.interleaved_seconds``, as
+    the products of a model follow each other.
     """
     times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(rounds):

@@ -43,11 +43,8 @@ Trellis built(int code_bits, int state_bits) {
   out.fine = tables.fine;
   out.has_fine = std::ranges::any_of(tables.fine, [](int level) { return level != 0; });
   out.fine_shift = tables.fine_shift;
-  for (std::uint32_t code = 0; code < out.stored.size(); ++code) {
-    const auto stored =
-        static_cast<std::uint8_t>(code_bits == 8 ? out.index_of(code).coarse : code);
-    out.stored[code] = stored;
-    out.code_of_stored[stored] = static_cast<std::uint8_t>(code);
+  for (std::uint32_t code = 0; code < std::uint32_t{1} << code_bits; ++code) {
+    out.code_of_stored[out.stored_code(code)] = static_cast<std::uint8_t>(code);
   }
   const auto level = [&](int i, int j) {
     return std::ldexp(static_cast<float>((tables.coarse[i] << tables.fine_shift) + tables.fine[j]),

@@ -56,14 +56,13 @@ struct Trellis {
     return index;
   }
 
-  // What is stored for a code: at 8 bits, its own coarse index, which tells codes apart. Kernels
-  // then have that without a look-up (docs/format.md). At any other width the code itself.
-  std::array<std::uint8_t, 256> stored = {};
-  std::array<std::uint8_t, 256> code_of_stored = {};
+  std::array<std::uint8_t, 256> code_of_stored = {};  // linear over GF(2)
 
-  // What is stored for the newest code of a state.
+  // What is stored for the newest code of a state: at 8 bits, its own coarse index, which tells
+  // codes apart. Kernels then have that without a look-up (docs/format.md). Else the code itself.
   std::uint8_t stored_code(std::uint32_t state) const {
-    return stored[state & ((1u << code_bits) - 1)];
+    const std::uint32_t code = state & ((1u << code_bits) - 1);
+    return code_bits == 8 ? index_of(code).coarse : static_cast<std::uint8_t>(code);
   }
 
   // The state after the stored codes of as many rows as it reaches, newest in the low bits.

@@ -14,11 +14,11 @@
 
 #include "code_tiles.hpp"
 #include "coded_product.hpp"
+#include "half_tables.hpp"
 #include "parallel.hpp"
 
 namespace llava_fa::cpu {
 
-inline constexpr Index kTableSize = 16;
 // Vectors are taken whose largest entry is between these; smaller blocks of them count as zero.
 inline constexpr float kLeastLargest = 1e-18f, kMostLargest = 1e18f;
 inline constexpr float kLeastBound = 1e-30f;
@@ -85,11 +85,6 @@ class FixedPointTables {
   std::unique_ptr<std::uint8_t[]> bytes_;
   std::vector<float> steps_;
 };
-
-// One table in both halves of a register.
-inline __m256i load_table(const std::uint8_t* table) {
-  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-}
 
 // Real and imaginary sums of 32 rows, eight rows per register in the kernel's own order.
 using RowSums = __m256[2][4];

@@ -15,6 +15,7 @@
 #include "../bit_packing.hpp"
 #include "../half_float.hpp"
 #include "backend.hpp"
+#include "half_tables.hpp"
 #include "lanes.hpp"
 #include "parallel.hpp"
 #include "points.hpp"
@@ -169,24 +170,17 @@ const std::uint16_t* TrellisStates::codes_of_stored(const std::uint16_t* stored)
   read_.resize(count);
   std::size_t l = 0;
 #if defined(__AVX2__)
-  // The map is linear over GF(2): the exclusive or of what both half bytes give. Zero gives zero,
-  // so that the upper bytes of words stay as they are.
-  alignas(16) std::uint8_t low[16], high[16];
-  for (int half = 0; half < 16; ++half) {
-    low[half] = code_of[half];
-    high[half] = code_of[half << 4];
+  // Zero gives zero, so that the upper bytes of words stay as they are.
+  HalfTables::Bytes bytes;
+  for (int half = 0; half < kTableSize; ++half) {
+    bytes[0][half] = code_of[half];
+    bytes[1][half] = code_of[half << 4];
   }
-  const __m256i half_bits = _mm256_set1_epi16(15);
-  const auto look_up = [&](const std::uint8_t* bytes, __m256i halves) {
-    const auto table = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table),
-                               _mm256_and_si256(halves, half_bits));
-  };
+  const HalfTables tables(bytes);
   for (; l + 16 <= count; l += 16) {
     const auto words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + l));
-    const __m256i codes =
-        _mm256_xor_si256(look_up(low, words), look_up(high, _mm256_srli_epi16(words, 4)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(read_.data() + l), codes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(read_.data() + l),
+                        tables.look_up(halves_of(words)));
   }
 #endif
   for (; l < count; ++l) read_[l] = code_of[stored[l]];

@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "code_tiles.hpp"
+#include "half_tables.hpp"
 #include "llava_fa/trellis.hpp"
-#include "product_tables.hpp"
 
 namespace llava_fa::cpu {
 
@@ -30,9 +30,6 @@ inline constexpr Index kTrellisTileColumns = 32;
 struct LevelIndexes {
   __m256i coarse, fine;
 };
-
-inline __m256i low_halves(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
-inline __m256i high_halves(__m256i bytes) { return low_halves(_mm256_srli_epi16(bytes, 4)); }
 
 inline void store_bytes(std::uint8_t* place, __m256i values) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(place), values);
@@ -233,48 +230,21 @@ class ByteIndexes {
     }
 
     LevelIndexes at(Index column) const {
-      const Halves older = halves_at(older_, column);
+      const Halves older = halves_of(load_bytes(older_ + column * kPanelRows));
       const __m256i coarse =
           _mm256_xor_si256(load_bytes(newest_ + column * kPanelRows), older_coarse_.look_up(older));
-      const __m256i fine = newest_fine_.look_up({low_halves(coarse), high_halves(coarse)});
+      const __m256i fine = newest_fine_.look_up(halves_of(coarse));
       return {coarse, _mm256_xor_si256(fine, older_fine_.look_up(older))};
     }
 
    private:
-    struct Halves {
-      __m256i low, high;
-    };
-
-    // What both halves of a byte add.
-    class Tables {
-     public:
-      explicit Tables(const std::uint8_t (&bytes)[2][kTableSize])
-          : low_(load_table(bytes[0])), high_(load_table(bytes[1])) {}
-
-      __m256i look_up(Halves halves) const {
-        return _mm256_xor_si256(_mm256_shuffle_epi8(low_, halves.low),
-                                _mm256_shuffle_epi8(high_, halves.high));
-      }
-
-     private:
-      __m256i low_, high_;
-    };
-
-    static Halves halves_at(const std::uint8_t* rows, Index column) {
-      const __m256i bytes = load_bytes(rows + column * kPanelRows);
-      return {low_halves(bytes), high_halves(bytes)};
-    }
-
     const std::uint8_t* newest_;
     const std::uint8_t* older_;
-    Tables newest_fine_, older_coarse_, older_fine_;
+    HalfTables newest_fine_, older_coarse_, older_fine_;
   };
 
  private:
-  // Tables of low and of high halves.
-  std::uint8_t newest_fine_[2][kTableSize];
-  std::uint8_t older_coarse_[2][kTableSize];
-  std::uint8_t older_fine_[2][kTableSize];
+  HalfTables::Bytes newest_fine_, older_coarse_, older_fine_;
 };
 
 }  // namespace llava_fa::cpu

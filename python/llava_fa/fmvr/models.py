@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -43,7 +44,7 @@ from .pyramid import VisualTokenPyramid
 from .restoration import RestorationBranch
 
 
-class PyramidModel:
+class PyramidModel(metaclass=ABCMeta):
     """What every inner model has beside transformers' own: a pyramid, and images at a scale."""
 
     config: Any
@@ -87,15 +88,15 @@ class PyramidModel:
         outputs.pooler_output = self.at_scales(images, scales, inputs)
         return outputs
 
+    @abstractmethod
     def encode_images(self, **inputs: Any) -> tuple[Any, list[Tensor]]:
         """Return transformers' output and every image's projected tokens, (grids, tokens, C)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def at_scales(
         self, images: Sequence[Tensor], scales: Sequence[int], inputs: Mapping[str, Any]
     ) -> list[Tensor]:
         """Return what replaces the placeholders of every image, (n, C)."""
-        raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, RestorationBranch):
