@@ -15,10 +15,11 @@ struct Shape {
 };
 
 // Ones, powers of two, odd, prime (dense DFT), large prime (chirp transform), and mixtures; single
-// columns of lengths that are spread over the lanes.
-const Shape kShapes[] = {{1, 1},    {1, 8},    {9, 1},   {2, 2},   {8, 8},    {16, 24},
-                         {15, 25},  {7, 3},    {31, 37}, {43, 86}, {121, 64}, {151, 40},
-                         {40, 269}, {257, 19}, {64, 1},  {192, 1}, {512, 1},  {1792, 1}};
+// columns, long and even enough to be spread over the lanes and others.
+const Shape kShapes[] = {{1, 1},   {1, 8},    {9, 1},    {2, 2},    {8, 8},    {16, 24},  {15, 25},
+                         {7, 3},   {31, 37},  {43, 86},  {121, 64}, {151, 40}, {40, 269}, {257, 19},
+                         {64, 1},  {120, 1},  {128, 1},  {144, 1},  {192, 1},  {512, 1},  {544, 1},
+                         {688, 1}, {1520, 1}, {1792, 1}, {4304, 1}, {11008, 1}};
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 // Complex DFTs of any length over lanes; the algorithm is numbered in fft.hpp.
 #include "fft.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -179,17 +180,25 @@ void prime_pass(int radix, Index groups, Index stride, const float* twiddles, co
         total = total + sum[j];
       }
       store(0, total);
-      for (int t = 1; t <= half; ++t) {
-        ComplexLane centre = first, turn = {Lane{}, Lane{}};
-        for (int j = 1, at = t; j <= half; ++j, at = at + t >= radix ? at + t - radix : at + t) {
-          const float c = roots[2 * at], s = roots[2 * at + 1];
-          centre = {centre.re + c * sum[j].re, centre.im + c * sum[j].im};
-          turn = {turn.re + s * diff[j].re, turn.im + s * diff[j].im};
+      // Two at a time, the last one twice if need be: sums of one alone wait for each other.
+      for (int t = 1; t <= half; t += 2) {
+        const int output[2] = {t, std::min(t + 1, half)};
+        int at[2] = {output[0], output[1]};
+        ComplexLane centre[2] = {first, first}, turn[2] = {};
+        for (int j = 1; j <= half; ++j) {
+          for (int i = 0; i < 2; ++i) {
+            const float c = roots[2 * at[i]], s = roots[2 * at[i] + 1];
+            centre[i] = {centre[i].re + c * sum[j].re, centre[i].im + c * sum[j].im};
+            turn[i] = {turn[i].re + s * diff[j].re, turn[i].im + s * diff[j].im};
+            at[i] = at[i] + output[i] >= radix ? at[i] + output[i] - radix : at[i] + output[i];
+          }
         }
-        // -i * turn with roots holding +sin
-        const ComplexLane minus_i_turn = times_minus_i(turn);
-        store(t, centre + minus_i_turn);
-        store(radix - t, centre - minus_i_turn);
+        for (int i = 0; i < 2; ++i) {
+          // -i * turn with roots holding +sin
+          const ComplexLane minus_i_turn = times_minus_i(turn[i]);
+          store(output[i], centre[i] + minus_i_turn);
+          store(radix - output[i], centre[i] - minus_i_turn);
+        }
       }
     }
   }

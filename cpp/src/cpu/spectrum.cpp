@@ -150,39 +150,21 @@ void lanes_to_rows(const Lane* lanes, Index cols, Index count, float factor, flo
   }
 }
 
-// One real vector (length) to its weighted half spectrum.
-void forward_vector(const MatrixView& values, const float* row_multiplier, float factor_of_all,
-                    const float* factors, ComplexMatrix& out) {
-  const Index length = values.rows;
-  FloatBuffer planes(2 * length);
-  float *real = planes.data(), *imag = planes.data() + length;
-  for (Index i = 0; i < length; ++i) {
-    real[i] = values.row(i)[0] * factor_of_all * (row_multiplier ? row_multiplier[i] : 1.0f);
+// One column.
+void forward_vector(const MatrixView& values, const float* row_multiplier, float factor,
+                    ComplexMatrix& out) {
+  FloatBuffer column(values.rows);
+  for (Index i = 0; i < values.rows; ++i) {
+    column.data()[i] = values.row(i)[0] * factor * (row_multiplier ? row_multiplier[i] : 1.0f);
   }
-  std::fill_n(imag, length, 0.0f);
-  SingleFftPlan::cached(length).forward(real, imag);
-  for (Index k = 0; k < half_rows(length); ++k) {
-    out.real()[k] = factors[k] * real[k];
-    out.imag()[k] = factors[k] * imag[k];
-  }
+  SingleFftPlan::cached(values.rows).forward(column.data(), out.real(), out.imag());
 }
 
 // Inverse of forward_vector.
 void inverse_vector(const ComplexMatrix& spectrum, Index length, const float* row_multiplier,
-                    float factor_of_all, const float* factors, float* out) {
-  FloatBuffer planes(2 * length);
-  float *real = planes.data(), *imag = planes.data() + length;
-  for (Index k = 0; k < half_rows(length); ++k) {
-    const bool own_mirror = k == 0 || 2 * k == length;
-    const Index mirror = own_mirror ? k : length - k;
-    real[k] = real[mirror] = factors[k] * spectrum.real()[k];
-    imag[k] = own_mirror ? 0.0f : factors[k] * spectrum.imag()[k];
-    if (!own_mirror) imag[mirror] = -imag[k];
-  }
-  SingleFftPlan::cached(length).forward(imag, real);
-  for (Index i = 0; i < length; ++i) {
-    out[i] = real[i] * factor_of_all * (row_multiplier ? row_multiplier[i] : 1.0f);
-  }
+                    float factor, float* out) {
+  SingleFftPlan::cached(length).inverse(spectrum.real(), spectrum.imag(), out);
+  for (Index i = 0; i < length; ++i) out[i] *= factor * (row_multiplier ? row_multiplier[i] : 1.0f);
 }
 
 // Threads for transforms of so many complex entries in all.
@@ -196,11 +178,10 @@ int transform_threads(int threads, Index entries) {
 void CpuBackend::forward_over_rows(const MatrixView& values, const float* row_multiplier,
                                    const float* col_multiplier, int threads,
                                    ComplexMatrix& out) const {
-  const std::vector<float> factors = row_factors(values.rows, false);
   if (values.cols == 1 && SingleFftPlan::applies(values.rows)) {
-    const float factor = col_multiplier ? col_multiplier[0] : 1.0f;
-    return forward_vector(values, row_multiplier, factor, factors.data(), out);
+    return forward_vector(values, row_multiplier, col_multiplier ? col_multiplier[0] : 1.0f, out);
   }
+  const std::vector<float> factors = row_factors(values.rows, false);
   const FftPlan& plan = FftPlan::cached(values.rows);
   parallel_for(
       ceil_div(values.cols, 2 * kLanes), transform_threads(threads, values.rows * values.cols / 2),
@@ -216,11 +197,11 @@ void CpuBackend::forward_over_rows(const MatrixView& values, const float* row_mu
 void CpuBackend::inverse_over_rows(const ComplexMatrix& spectrum, Index length,
                                    const float* row_multiplier, const float* col_multiplier,
                                    int threads, float* out) const {
-  const std::vector<float> factors = row_factors(length, true);
   if (spectrum.cols() == 1 && SingleFftPlan::applies(length)) {
-    const float factor = col_multiplier ? col_multiplier[0] : 1.0f;
-    return inverse_vector(spectrum, length, row_multiplier, factor, factors.data(), out);
+    return inverse_vector(spectrum, length, row_multiplier,
+                          col_multiplier ? col_multiplier[0] : 1.0f, out);
   }
+  const std::vector<float> factors = row_factors(length, true);
   const FftPlan& plan = FftPlan::cached(length);
   parallel_for(
       ceil_div(spectrum.cols(), 2 * kLanes),
