@@ -217,6 +217,7 @@ void CpuBackend::inverse_over_rows(const ComplexMatrix& spectrum, Index length,
 
 void CpuBackend::transform_rows(ComplexMatrix& spectrum, bool inverse, int threads) const {
   const Index n = spectrum.cols();
+  if (n == 1) return;
   const FftPlan& plan = FftPlan::cached(n);
   const float norm = static_cast<float>(1.0 / std::sqrt(static_cast<double>(n)));
   parallel_for(
