@@ -135,10 +135,10 @@ class Backend {
   // "Run time").
   virtual void fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
                          float* panel) const = 0;
-  // Rows [first_row, first_row + rows) of a coded matrix, decoded and folded into such a panel.
-  virtual void decode_folded_rows(const CodedMatrix& matrix, Index first_row, Index rows,
-                                  int threads, float* panel) const = 0;
-  // Up to how many vectors multiply_vector for each is faster than decoded panels for all.
+  // y (rows, batch) = coded matrix · columns whose half spectra (cols / 2 + 1, batch) are given.
+  virtual void multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half,
+                                     int threads, ComplexMatrix& y) const = 0;
+  // Up to how many vectors multiply_vector for each is faster than multiply_half_spectra.
   virtual Index most_vectors(const CodedMatrix& matrix, Precision precision) const = 0;
   // y[k] = row_scale[k] · sum_l point(k, l) · x[l], complex, x (cols) and y (rows) in planes.
   virtual void multiply_vector(const CodedMatrix& matrix, const float* x_real, const float* x_imag,

@@ -13,8 +13,6 @@
 namespace llava_fa {
 namespace {
 
-constexpr Index kDecodedRows = 512;  // complex rows decoded at a time
-
 // out (2 rows, batch) = rows of a complex (rows, n) matrix, folded, times the half spectrum of the
 // activations, its planes stacked: real parts of the result first, then imaginary parts.
 FloatBuffer multiply_folded(const float* real, const float* imag, Index rows, Index n,
@@ -78,21 +76,6 @@ void multiply_vectors(const CodedMatrix& coded, const ComplexMatrix& half, Preci
   }
 }
 
-// Many activations: panels of decoded rows, each multiplied with all of them.
-void multiply_panels(const CodedMatrix& coded, const ComplexMatrix& half, ComplexMatrix& y) {
-  const Index width = 2 * half.rows(), batch = y.cols();
-  FloatBuffer panel(2 * std::min(kDecodedRows, coded.rows) * width);
-  for (Index first = 0; first < coded.rows; first += kDecodedRows) {
-    const Index count = std::min(kDecodedRows, coded.rows - first);
-    const Backend& backend = cpu_backend();
-    backend.decode_folded_rows(coded, first, count, num_threads(), panel.data());
-    backend.multiply_panel(panel.data(), count, width, half.real(), batch, num_threads(),
-                           y.real() + first * batch);
-    backend.multiply_panel(panel.data() + count * width, count, width, half.real(), batch,
-                           num_threads(), y.imag() + first * batch);
-  }
-}
-
 // y += L1 (L2 x̃): the right factor in the real basis, the left one in complex arithmetic.
 void add_low_rank(const PackedMatrix& matrix, const ComplexMatrix& half, ComplexMatrix& y) {
   const Index rank = matrix.spec().rank, batch = y.cols();
@@ -114,7 +97,7 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
   const Index batch = activations.rows;
   if (batch == 0) return;
 
-  FloatBuffer channels(spec.cols * batch);
+  FloatBuffer channels(std::max(spec.cols, spec.rows) * batch);  // of the inputs, then the outputs
   cpu_backend().transpose(activations, nullptr, matrix.input_multiplier().data(), num_threads(),
                           channels.data());
   const ComplexMatrix half = half_spectrum_over_rows({channels.data(), spec.cols, batch, batch});
@@ -124,13 +107,12 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
   if (batch <= cpu_backend().most_vectors(coded, precision)) {
     multiply_vectors(coded, half, precision, y);
   } else {
-    multiply_panels(coded, half, y);
+    cpu_backend().multiply_half_spectra(coded, half, num_threads(), y);
   }
   if (spec.rank > 0) add_low_rank(matrix, half, y);
 
-  FloatBuffer result(spec.rows * batch);
-  inverse_half_spectrum_over_rows(y, spec.rows, result.data());
-  cpu_backend().transpose({result.data(), spec.rows, batch, batch},
+  inverse_half_spectrum_over_rows(y, spec.rows, channels.data());
+  cpu_backend().transpose({channels.data(), spec.rows, batch, batch},
                           matrix.output_multiplier().data(), nullptr, num_threads(), output);
 }
 

@@ -48,21 +48,29 @@ void CpuBackend::subtract_from(const ComplexMatrix& from, const float* column_fa
 
 void CpuBackend::transpose(const MatrixView& in, const float* row_factor, const float* col_factor,
                            int threads, float* out) const {
-  constexpr Index kTileRows = 64, kTileCols = 16;
-  const auto entry = [&](Index i, Index j) {
-    const float row = row_factor != nullptr ? row_factor[i] : 1.0f;
-    return in.row(i)[j] * row * (col_factor != nullptr ? col_factor[j] : 1.0f);
-  };
+  const auto factor = [](const float* factors, Index i) { return factors ? factors[i] : 1.0f; };
   if (in.rows == 1) {
-    for (Index j = 0; j < in.cols; ++j) out[j] = entry(0, j);
+    const float row = factor(row_factor, 0);
+    for (Index j = 0; j < in.cols; ++j) out[j] = in.row(0)[j] * row * factor(col_factor, j);
     return;
   }
+  // Whole cache lines there and back, by way of a tile: rows are often as far apart as makes their
+  // lines drive each other out of the cache.
+  constexpr Index kTileRows = 64, kTileCols = 16;
   const double entries = static_cast<double>(in.rows) * static_cast<double>(in.cols);
   parallel_for(ceil_div(in.rows, kTileRows), step_threads(threads, entries), [&](Index item) {
-    const Index begin = item * kTileRows, end = std::min(in.rows, begin + kTileRows);
+    const Index begin = item * kTileRows, rows = std::min(kTileRows, in.rows - begin);
+    float tile[kTileCols][kTileRows];
     for (Index j0 = 0; j0 < in.cols; j0 += kTileCols) {
-      for (Index j = j0; j < std::min(in.cols, j0 + kTileCols); ++j) {
-        for (Index i = begin; i < end; ++i) out[j * in.rows + i] = entry(i, j);
+      const Index cols = std::min(kTileCols, in.cols - j0);
+      for (Index i = 0; i < rows; ++i) {
+        const float* row = in.row(begin + i) + j0;
+        for (Index j = 0; j < cols; ++j) tile[j][i] = row[j] * factor(row_factor, begin + i);
+      }
+      for (Index j = 0; j < cols; ++j) {
+        const float col = factor(col_factor, j0 + j);
+        float* column = out + (j0 + j) * in.rows + begin;
+        for (Index i = 0; i < rows; ++i) column[i] = tile[j][i] * col;
       }
     }
   });

@@ -20,23 +20,26 @@ namespace {
 
 constexpr Index kRowsPerItem = 8;
 constexpr double kNanosecondsPerEntry = 1.0;
-constexpr Index kDecodedRowsPerItem = 32;
 constexpr double kNanosecondsPerPoint = 1.5;
 constexpr float kHalfSqrt = 0.70710678118654752440f;
+
+// out[l] = factor (values[l] + sign values[n - l]), 0 < l < n/2.
+void fold(const float* __restrict values, Index n, float factor, float sign,
+          float* __restrict out) {
+  for (Index l = 1; 2 * l < n; ++l) out[l] = factor * (values[l] + sign * values[n - l]);
+}
 
 // One row as multipliers of the real parts of H, then of its imaginary parts: one row for Re y and
 // one for Im y. Im H is zero where l is its own mirror, and so is its multiplier.
 void fold_row(const float* re, const float* im, Index n, float* real_row, float* imag_row) {
-  const Index pairs = (n - 1) / 2, imag_start = half_rows(n);
+  const Index imag_start = half_rows(n);
   real_row[0] = re[0];
   imag_row[0] = im[0];
   real_row[imag_start] = imag_row[imag_start] = 0.0f;
-  for (Index l = 1; l <= pairs; ++l) {
-    real_row[l] = kHalfSqrt * (re[l] + re[n - l]);
-    imag_row[l] = kHalfSqrt * (im[l] + im[n - l]);
-    real_row[imag_start + l] = kHalfSqrt * (im[l] - im[n - l]);
-    imag_row[imag_start + l] = kHalfSqrt * (re[n - l] - re[l]);
-  }
+  fold(re, n, kHalfSqrt, 1.0f, real_row);
+  fold(im, n, kHalfSqrt, 1.0f, imag_row);
+  fold(im, n, kHalfSqrt, -1.0f, real_row + imag_start);
+  fold(re, n, -kHalfSqrt, -1.0f, imag_row + imag_start);
   if (n % 2 == 0) {
     real_row[n / 2] = re[n / 2];
     imag_row[n / 2] = im[n / 2];
@@ -71,6 +74,43 @@ bool fits_fixed_point(VectorView x, Index count) {
 }
 #endif
 
+// Complex rows that are decoded at a time: as many as make up for what a product with all
+// activations prepares, and few enough for all threads to have some. Depends on the matrix alone,
+// as sums do on it.
+Index decoded_rows(Index rows) {
+  constexpr Index kItems = 8, kFewest = 32, kMost = 256;
+  return std::clamp(ceil_div(rows, kItems), kFewest, kMost);
+}
+
+// Rows of a coded matrix as panels like those of fold_rows, and room for their products.
+class DecodedProduct {
+ public:
+  DecodedProduct(const CodedMatrix& matrix, Index most_rows, Index batch)
+      : matrix_(matrix),
+        indexes_(matrix),
+        row_(2 * matrix.cols),
+        panel_(2 * most_rows * 2 * half_rows(matrix.cols)),
+        result_(2 * most_rows * batch) {}
+
+  // Valid until the next call.
+  const float* folded(Index first, Index rows) {
+    const Index n = matrix_.cols, width = 2 * half_rows(n);
+    float *re = row_.data(), *im = row_.data() + n, *panel = panel_.data();
+    for (Index k = 0; k < rows; ++k) {
+      const float scale = half_to_float(matrix_.row_scale[first + k]);
+      decode_points(indexes_.of_row(first + k), n, point_pairs(matrix_), scale, re, im);
+      fold_row(re, im, n, panel + k * width, panel + (rows + k) * width);
+    }
+    return panel;
+  }
+  float* result() { return result_.data(); }
+
+ private:
+  const CodedMatrix& matrix_;
+  PointIndexes indexes_;
+  FloatBuffer row_, panel_, result_;
+};
+
 }  // namespace
 
 void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
@@ -85,26 +125,21 @@ void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Ind
   });
 }
 
-void CpuBackend::decode_folded_rows(const CodedMatrix& matrix, Index first_row, Index rows,
-                                    int threads, float* panel) const {
-  const Index n = matrix.cols, width = 2 * half_rows(n);
-  const int team = step_threads(threads, kNanosecondsPerPoint * double(rows) * double(n));
-  struct RowDecoder {
-    PointIndexes indexes;
-    FloatBuffer planes;
-  };
+void CpuBackend::multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half,
+                                       int threads, ComplexMatrix& y) const {
+  const Index n = matrix.cols, width = 2 * half.rows(), batch = half.cols();
+  const Index most_rows = decoded_rows(matrix.rows);
+  const int team = step_threads(threads, kNanosecondsPerPoint * double(matrix.rows) * double(n));
   parallel_for(
-      ceil_div(rows, kDecodedRowsPerItem), team,
-      [&] { return RowDecoder{PointIndexes(matrix), FloatBuffer(2 * n)}; },
-      [&](Index item, RowDecoder& decoder) {
-        float *re = decoder.planes.data(), *im = decoder.planes.data() + n;
-        const Index end = std::min(rows, (item + 1) * kDecodedRowsPerItem);
-        for (Index k = item * kDecodedRowsPerItem; k < end; ++k) {
-          const float scale = half_to_float(matrix.row_scale[first_row + k]);
-          decode_points(decoder.indexes.of_row(first_row + k), n, point_pairs(matrix), scale, re,
-                        im);
-          fold_row(re, im, n, panel + k * width, panel + (rows + k) * width);
-        }
+      ceil_div(matrix.rows, most_rows), team,
+      [&] { return DecodedProduct(matrix, most_rows, batch); },
+      [&](Index item, DecodedProduct& product) {
+        const Index first = item * most_rows, rows = std::min(most_rows, matrix.rows - first);
+        const float* panel = product.folded(first, rows);
+        // Both planes at once, as every product arranges the activations anew.
+        multiply_panel(panel, 2 * rows, width, half.real(), batch, 1, product.result());
+        std::copy_n(product.result(), rows * batch, y.real() + first * batch);
+        std::copy_n(product.result() + rows * batch, rows * batch, y.imag() + first * batch);
       });
 }
 
