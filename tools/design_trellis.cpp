@@ -1,12 +1,13 @@
 // Search for the tables of the trellis (cpp/src/trellis_tables.cpp).
 //
 //   c++ -O3 -march=x86-64-v3 -std=c++20 tools/design_trellis.cpp -o design_trellis
-//   ./design_trellis              every code size (a quarter of an hour): the rows of the tables
-//   ./design_trellis 4 0          4 bits with 0 fine bits instead of 2
+//   ./design_trellis              every code size (twenty minutes): the rows of the tables
+//   ./design_trellis 5 0          5 bits with 0 fine bits instead of 2
 //
 // A state's index is linear in its bits over GF(2): the exclusive or of one column per set bit.
 // Half of the index, 4 + fine bits, picks the level of the real part, the other half that of the
-// imaginary part. For each code size:
+// imaginary part. At 4 bits, where products with one vector are to be fast, the fine bits are those
+// of the code before the newest, so that kernels need not look them up. For each code size:
 // 1. Start. The columns of the newest code walk down the bits of both halves, its most significant
 //    bits the coarse ones: the branches that leave a state are then well spread whatever the
 //    memory adds (set partitioning), and those that soon meet again are the furthest apart. The
@@ -40,7 +41,9 @@ struct Settings {
 
 // From 6 bits on codes forget fast: little is left of a state, and every column of it counts.
 constexpr bool is_long(int code_bits) { return code_bits >= 6; }
+constexpr bool has_fine_of_previous(int code_bits) { return code_bits == 4; }
 constexpr Settings settings_of(int code_bits) {
+  if (has_fine_of_previous(code_bits)) return {150, 3000, 48};
   return is_long(code_bits) ? Settings{300, 900, 12} : Settings{150, 300, 12};
 }
 
@@ -54,6 +57,13 @@ struct Code {
   std::array<double, 16> fine = {};
 
   int half_bits() const { return 4 + fine_bits; }
+  std::uint32_t mask() const { return (1u << 2 * half_bits()) - 1; }
+  // Which bits of the column of state bit `bit` may be set.
+  std::uint32_t allowed(int bit) const {
+    const bool coarse_only = has_fine_of_previous(code_bits) && bit / code_bits != 1;
+    const std::uint32_t fine = (1u << fine_bits) - 1;
+    return coarse_only ? mask() & ~(fine | fine << half_bits()) : mask();
+  }
   // Classes of coarse magnitudes that share fine offsets; class and offset fill a nibble.
   int class_bits() const { return fine_bits ? std::min(3, 4 - fine_bits) : 0; }
 };
@@ -307,7 +317,8 @@ double normal_quantile(double p) {
 }
 
 // Quantiles of a Gaussian, wider for longer codes: from the law of random coding, whose power is
-// 1 - 2^-B, towards the best density of a fine quantizer.
+// 1 - 2^-B, towards the best density of a fine quantizer. Fine levels of their own column bits may
+// be as large as the coarse ones lie apart.
 void start_levels(Code& code) {
   const double power =
       0.5 * (1 - std::exp2(-code.code_bits)) * (1 + 0.6 * std::min(1.0, code.code_bits / 8.0));
@@ -317,6 +328,8 @@ void start_levels(Code& code) {
     count.push_back(1);
   }
   fit(code, sum, count, 1e-6);
+  if (!has_fine_of_previous(code.code_bits)) return;
+  for (int i = 0; i < 16; ++i) code.fine[i] = 0.15 * normal_quantile((i + 0.5) / 16);
 }
 
 double fine_unit(int code_bits) { return code_bits <= 5 ? kCoarseUnit : kCoarseUnit / 8; }
@@ -350,7 +363,7 @@ double score(const Code& code, const Samples& samples, bool with_14) {
 
 void draw_columns(Code& code, std::mt19937_64& random) {
   const int half_bits = code.half_bits(), bits = code.code_bits;
-  for (std::uint32_t& column : code.column) column = random() & ((1u << 2 * half_bits) - 1);
+  for (int bit = 0; bit < kMostStateBits; ++bit) code.column[bit] = random() & code.allowed(bit);
   for (int i = 0; i < bits; ++i) {
     const std::uint32_t real = 1u << (half_bits - 1 - i / 2), imag = real << half_bits;
     code.column[bits - 1 - i] = i % 2 == 1 ? real : i + 1 == bits ? real | imag : imag;
@@ -385,7 +398,7 @@ void climb(Code& code, int climbs, std::mt19937_64& random) {
       if (bit < code.code_bits && random() % 4 != 0) {  // the newest code's columns less often
         bit = code.code_bits + int(random() % (seen - code.code_bits));
       }
-      other.column[bit] ^= 1u << random() % (2 * code.half_bits());
+      other.column[bit] ^= (1u << random() % (2 * code.half_bits())) & code.allowed(bit);
     }
     const double found = score(other, samples, true);
     if (found < least) {
@@ -402,12 +415,10 @@ void climb(Code& code, int climbs, std::mt19937_64& random) {
 
 void draw_tail(Code& code, int tails, std::mt19937_64& random) {
   const Sample sample = gaussian(4096, 6);
-  const std::uint32_t mask = (1u << 2 * code.half_bits()) - 1;
   Code best = code;
   double least = 1e9;
   for (int i = 0; i < tails; ++i) {
-    code.column[14] = random() & mask;
-    code.column[15] = random() & mask;
+    for (int bit : {14, 15}) code.column[bit] = random() & code.allowed(bit);
     const double found = distortion(code, 16, sample);
     if (found < least) {
       least = found;
@@ -460,7 +471,9 @@ void print(const Code& code) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto fine_bits = [](int code_bits) { return code_bits <= 3 ? 0 : 2; };
+  const auto fine_bits = [](int code_bits) {
+    return code_bits <= 3 ? 0 : has_fine_of_previous(code_bits) ? 4 : 2;
+  };
   if (argc > 1) {
     const int bits = std::atoi(argv[1]);
     print(design(bits, argc > 2 ? std::atoi(argv[2]) : fine_bits(bits)));

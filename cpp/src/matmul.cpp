@@ -42,20 +42,24 @@ CodedMatrix coded_matrix(const PackedMatrix& matrix) {
   return coded;
 }
 
+// out[l] = factor · values[l · stride] and out[n - l] = mirrored · values[l · stride], 0 < l < n/2.
+void spread(const float* __restrict values, Index stride, Index n, float factor, float mirrored,
+            float* __restrict out) {
+  for (Index l = 1; 2 * l < n; ++l) out[l] = factor * values[l * stride];
+  for (Index l = 1; 2 * l < n; ++l) out[n - l] = mirrored * values[l * stride];
+}
+
 // x̃ = conj(F x) of one activation, all n columns, from column b of its half spectrum.
 ComplexMatrix full_spectrum(const ComplexMatrix& half, Index n, Index b) {
   constexpr float kHalfSqrt = 0.70710678118654752440f;  // undoes the Parseval weight
   ComplexMatrix full(1, n);
-  for (Index l = 0; l < half.rows(); ++l) {
-    const bool own_mirror = l == 0 || 2 * l == n;
-    const float weight = own_mirror ? 1.0f : kHalfSqrt;
-    const float real = weight * half.real()[l * half.cols() + b];
-    const float imag = weight * half.imag()[l * half.cols() + b];
-    full.real()[l] = real;
-    full.imag()[l] = -imag;
-    if (own_mirror) continue;
-    full.real()[n - l] = real;
-    full.imag()[n - l] = imag;
+  const Index stride = half.cols();
+  spread(half.real() + b, stride, n, kHalfSqrt, kHalfSqrt, full.real());
+  spread(half.imag() + b, stride, n, -kHalfSqrt, kHalfSqrt, full.imag());
+  for (const Index l : {Index{0}, n / 2}) {
+    if (2 * l % n != 0) continue;
+    full.real()[l] = half.real()[l * stride + b];
+    full.imag()[l] = -half.imag()[l * stride + b];
   }
   return full;
 }

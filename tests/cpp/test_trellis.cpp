@@ -96,6 +96,16 @@ TEST_CASE("indices are linear and levels odd, so that kernels may rely on them")
   }
 }
 
+TEST_CASE(
+    "fine levels of codes of 4 bits follow from the code above alone, which kernels then need not "
+    "look up") {
+  const Trellis& code = trellis(4, 16);
+  REQUIRE(code.has_fine);
+  for (const int back : {0, 2, 3}) {
+    for (const std::uint8_t index : code.fine_index[back]) CHECK(index == 0);
+  }
+}
+
 TEST_CASE("what is stored tells codes apart, and gives the state that they give") {
   for (int code_bits = 1; code_bits <= kMaxTrellisCodeBits; ++code_bits) {
     for (const int state_bits : {code_bits, 11, 14, 16}) {

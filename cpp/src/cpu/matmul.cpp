@@ -8,6 +8,7 @@
 // and the self-conjugate columns l = 0 and l = n/2 enter once.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "coded_product.hpp"
 #include "llava_fa/spectrum.hpp"
@@ -64,13 +65,22 @@ Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
 #if defined(__AVX2__)
 // Not so if an entry is not finite, or products would leave the range of float32.
 bool fits_fixed_point(VectorView x, Index count) {
-  float largest = 0, sum = 0;  // the sum shows NaN, which the maximum passes over
-  for (Index l = 0; l < count; ++l) {
-    largest = std::max({largest, std::fabs(x.real[l]), std::fabs(x.imag[l])});
-    sum += std::fabs(x.real[l]) + std::fabs(x.imag[l]);
+  constexpr Index kPartials = 16;  // of entries that lie side by side, for vectors
+  float largest[kPartials] = {}, sum[kPartials] = {};  // sums show NaN, which maxima pass over
+  const auto add = [&](Index l, Index partial) {
+    const float real = std::fabs(x.real[l]), imag = std::fabs(x.imag[l]);
+    const float larger = real > imag ? real : imag;
+    largest[partial] = larger > largest[partial] ? larger : largest[partial];
+    sum[partial] += real + imag;
+  };
+  Index l = 0;
+  for (; l + kPartials <= count; l += kPartials) {
+    for (Index partial = 0; partial < kPartials; ++partial) add(l + partial, partial);
   }
-  return std::isfinite(sum) && largest <= kMostLargest &&
-         (largest == 0.0f || largest >= kLeastLargest);
+  for (; l < count; ++l) add(l, 0);
+  const float most = *std::ranges::max_element(largest);
+  return std::isfinite(std::accumulate(std::begin(sum), std::end(sum), 0.0f)) &&
+         most <= kMostLargest && (most == 0.0f || most >= kLeastLargest);
 }
 #endif
 

@@ -26,7 +26,24 @@ namespace llava_fa::cpu {
 
 inline constexpr Index kTrellisTileColumns = 32;
 
-// The low half of each byte is the real part's.
+// How levels are put together: of the coarse part alone; with a fine one that the code one row
+// above tells, or which has an index of its own, added as bytes; or with the coarse part some bits
+// above the fine one.
+enum class Fine { none, previous, byte, word };
+
+inline Fine fine_kind(const Trellis& code) {
+  if (!code.has_fine) return Fine::none;
+  if (code.fine_shift > 0) return Fine::word;
+  if (code.code_bits > 4) return Fine::byte;
+  // Indices are linear: single bits tell where they come from.
+  for (int bit = 0; bit < code.state_bits; ++bit) {
+    const bool previous = bit / code.code_bits == 1;
+    if (!previous && code.index_of(1u << bit).fine != 0) return Fine::byte;
+  }
+  return Fine::previous;
+}
+
+// The low half of each byte is the real part's; but of Fine::previous, `fine` is that code.
 struct LevelIndexes {
   __m256i coarse, fine;
 };
@@ -63,7 +80,7 @@ inline std::vector<Tap> taps_of(const Trellis& code) {
 }
 
 // Indices of codes of up to seven bits: planes of half bytes, and a tap for each of a state.
-template <std::size_t kTaps, bool kHasFine>  // kTaps 0: any number
+template <std::size_t kTaps, Fine kFine>  // kTaps 0: any number
 class TapIndexes {
  public:
   static constexpr Index kReach = 16;
@@ -118,7 +135,9 @@ class TapIndexes {
       for (std::size_t i = 0; i < count(); ++i) {
         const __m256i halves = load_bytes(taps_[i].halves + column * Rows::kColumnBytes);
         index.coarse = _mm256_xor_si256(index.coarse, _mm256_shuffle_epi8(taps_[i].coarse, halves));
-        if constexpr (kHasFine) {
+        if constexpr (kFine == Fine::previous) {
+          if (i == 1) index.fine = halves;
+        } else if constexpr (kFine != Fine::none) {
           index.fine = _mm256_xor_si256(index.fine, _mm256_shuffle_epi8(taps_[i].fine, halves));
         }
       }

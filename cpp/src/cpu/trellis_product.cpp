@@ -27,30 +27,26 @@ constexpr Index kPanelsPerItem = 4;  // segments start with an item
 constexpr double kNanosecondsPerCode = 0.2;
 static_assert(kSegmentRows % (kPanelsPerItem * kPanelRows) == 0);
 
-// How levels are put together: of the coarse part alone, by adding bytes, or with the coarse part
-// some bits above the fine one.
-enum class Fine { none, byte, word };
-
-Fine fine_kind(const Trellis& code) {
-  if (!code.has_fine) return Fine::none;
-  return code.fine_shift == 0 ? Fine::byte : Fine::word;
-}
-
 // Levels as words as large as may be: bytes as their upper half, or weighted sums.
 template <Fine kFine>
 class Levels {
  public:
   explicit Levels(const Trellis& code) {
-    alignas(16) std::uint8_t coarse[kTableSize], fine[kTableSize];  // signed
+    alignas(16) std::uint8_t coarse[kTableSize], fine[2][kTableSize];  // signed
     int most_coarse = 0, most_fine = 0;
     for (Index i = 0; i < kTableSize; ++i) {
       coarse[i] = static_cast<std::uint8_t>(code.coarse[i]);
-      fine[i] = static_cast<std::uint8_t>(code.fine[i]);
+      const auto index =
+          kFine == Fine::previous
+              ? code.index_of_codes(static_cast<std::uint32_t>(i << code.code_bits)).fine
+              : static_cast<std::uint8_t>(0x11 * i);
+      fine[0][i] = static_cast<std::uint8_t>(code.fine[index & 15]);
+      fine[1][i] = static_cast<std::uint8_t>(code.fine[index >> 4]);
       most_coarse = std::max(most_coarse, std::abs(code.coarse[i]));
       most_fine = std::max(most_fine, std::abs(code.fine[i]));
     }
     coarse_ = load_table(coarse);
-    fine_ = load_table(fine);
+    for (int part = 0; part < 2; ++part) fine_[part] = load_table(fine[part]);
     const int shift = code.fine_shift;
     const int weight = kFine == Fine::word ? 255 >> shift : 256;  // of the last bit
     if constexpr (kFine == Fine::word) {
@@ -70,8 +66,10 @@ class Levels {
   };
 
   void look_up(LevelIndexes index, Bytes& bytes) const {
-    look_up_part(low_halves(index.coarse), low_halves(index.fine), bytes.parts[0]);
-    look_up_part(high_halves(index.coarse), high_halves(index.fine), bytes.parts[1]);
+    const bool halves = kFine != Fine::previous;
+    look_up_part(0, low_halves(index.coarse), halves ? low_halves(index.fine) : index.fine, bytes);
+    look_up_part(1, high_halves(index.coarse), halves ? high_halves(index.fine) : index.fine,
+                 bytes);
   }
 
   // Words of rows {0-7, 16-23} and {8-15, 24-31}.
@@ -90,17 +88,20 @@ class Levels {
   }
 
  private:
-  template <std::size_t kVectors>
-  void look_up_part(__m256i coarse_half, __m256i fine_half, __m256i (&levels)[kVectors]) const {
+  void look_up_part(int part, __m256i coarse_half, __m256i fine_half, Bytes& bytes) const {
+    auto& levels = bytes.parts[part];
     levels[0] = _mm256_shuffle_epi8(coarse_, coarse_half);
-    if constexpr (kFine == Fine::word) levels[1] = _mm256_shuffle_epi8(fine_, fine_half);
-    if constexpr (kFine == Fine::byte) {
-      levels[0] = _mm256_add_epi8(levels[0], _mm256_shuffle_epi8(fine_, fine_half));
+    if constexpr (kFine == Fine::none) return;
+    const __m256i fine = _mm256_shuffle_epi8(fine_[part], fine_half);
+    if constexpr (kFine == Fine::word) {
+      levels[1] = fine;
+    } else {
+      levels[0] = _mm256_add_epi8(levels[0], fine);
     }
   }
 
-  __m256i coarse_, fine_;
-  __m256i weights_;  // of coarse and fine bytes in turn, for Fine::word
+  __m256i coarse_, fine_[2];  // of both parts
+  __m256i weights_;           // of coarse and fine bytes in turn, for Fine::word
   float largest_;
   float unit_;
 };
@@ -294,8 +295,7 @@ class TrellisProduct {
 template <Fine kFine>
 void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
   const auto with_taps = [&]<std::size_t kTaps>() {
-    TrellisProduct<TapIndexes<kTaps, kFine != Fine::none>, kFine>(matrix, x).multiply(x, threads,
-                                                                                      y);
+    TrellisProduct<TapIndexes<kTaps, kFine>, kFine>(matrix, x).multiply(x, threads, y);
   };
   switch (taps_of(*matrix.trellis).size()) {
     case 3: return with_taps.template operator()<3>();
@@ -314,6 +314,7 @@ void multiply_trellis(const CodedMatrix& matrix, VectorView x, int threads, Vect
   }
   switch (fine_kind(*matrix.trellis)) {
     case Fine::none: return multiply<Fine::none>(matrix, x, team, y);
+    case Fine::previous: return multiply<Fine::previous>(matrix, x, team, y);
     case Fine::byte: return multiply<Fine::byte>(matrix, x, team, y);
     case Fine::word: return multiply<Fine::word>(matrix, x, team, y);
   }
