@@ -328,7 +328,7 @@ void start_levels(Code& code) {
     count.push_back(1);
   }
   fit(code, sum, count, 1e-6);
-  if (!has_fine_of_previous(code.code_bits)) return;
+  if (code.fine_bits == 0 || !has_fine_of_previous(code.code_bits)) return;
   for (int i = 0; i < 16; ++i) code.fine[i] = 0.15 * normal_quantile((i + 0.5) / 16);
 }
 

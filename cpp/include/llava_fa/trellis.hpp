@@ -56,7 +56,8 @@ struct Trellis {
     return index;
   }
 
-  std::array<std::uint8_t, 256> code_of_stored = {};  // linear over GF(2)
+  // The code of stored_code, for each of the 2^code_bits codes; linear over GF(2).
+  std::array<std::uint8_t, 256> code_of_stored = {};
 
   // What is stored for the newest code of a state: at 8 bits, its own coarse index, which tells
   // codes apart. Kernels then have that without a look-up (docs/format.md). Else the code itself.

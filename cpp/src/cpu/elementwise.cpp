@@ -50,9 +50,11 @@ void CpuBackend::transpose(const MatrixView& in, const float* row_factor, const 
                            int threads, float* out) const {
   const auto factor = [](const float* factors, Index i) { return factors ? factors[i] : 1.0f; };
   if (in.rows == 1) {
-    const float *row = in.row(0), all = factor(row_factor, 0);
+    const float* row = in.row(0);
+    const float all = factor(row_factor, 0);
     for (Index j = 0; j < in.cols; ++j) out[j] = row[j] * all;
-    for (Index j = 0; col_factor && j < in.cols; ++j) out[j] *= col_factor[j];
+    if (col_factor == nullptr) return;
+    for (Index j = 0; j < in.cols; ++j) out[j] *= col_factor[j];
     return;
   }
   // Whole cache lines there and back, by way of a tile: rows are often as far apart as makes their

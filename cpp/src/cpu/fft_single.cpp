@@ -73,6 +73,7 @@ SingleFftPlan::Planes SingleFftPlan::transform(Workspace& work) const {
   const Index count = half_ / kLanes;
   const auto [real, imag] = work.numbers();
   const LaneSpan numbers = within_.forward({as_lanes(real), as_lanes(imag)}, work.scratch());
+  // The last block may do again what the one before did.
   for (Index k = 0; k < count; k += kLanes) {
     transform_across(numbers, std::min(k, count - kLanes), work.result());
   }

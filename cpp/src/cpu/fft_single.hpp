@@ -20,6 +20,7 @@ class SingleFftPlan {
  public:
   explicit SingleFftPlan(Index length);
 
+  // Lanes must share the numbers evenly, and hold a whole block of step 4.
   static bool applies(Index length) {
     return length % (2 * kLanes) == 0 && length >= 2 * kLanes * kLanes;
   }
@@ -41,7 +42,7 @@ class SingleFftPlan {
 
   // Steps 2 to 4, of the workspace's numbers.
   Planes transform(Workspace& work) const;
-  // Step 4 of numbers [k, k + kLanes) of all lanes.
+  // Steps 3 and 4 of numbers [k, k + kLanes) of all lanes.
   void transform_across(LaneSpan numbers, Index k, Planes out) const;
 
   Index half_;

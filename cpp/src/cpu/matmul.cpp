@@ -22,6 +22,7 @@ namespace {
 constexpr Index kRowsPerItem = 8;
 constexpr double kNanosecondsPerEntry = 1.0;
 constexpr double kNanosecondsPerPoint = 1.5;
+constexpr double kNanosecondsPerProduct = 0.12;  // of a point with an activation
 constexpr float kHalfSqrt = 0.70710678118654752440f;
 
 // out[l] = factor (values[l] + sign values[n - l]), 0 < l < n/2.
@@ -84,12 +85,13 @@ bool fits_fixed_point(VectorView x, Index count) {
 }
 #endif
 
-// Complex rows that are decoded at a time: as many as make up for what a product with all
-// activations prepares, and few enough for all threads to have some. Depends on the matrix alone,
-// as sums do on it.
+// Complex rows that are decoded at a time: equal shares, of as many as make up for what a product
+// with all activations prepares, but at least eight for threads. Depends on the matrix alone, as
+// sums do on it.
 Index decoded_rows(Index rows) {
-  constexpr Index kItems = 8, kFewest = 32, kMost = 256;
-  return std::clamp(ceil_div(rows, kItems), kFewest, kMost);
+  constexpr Index kFewestShares = 8, kFewestRows = 32, kMostRows = 288;
+  const Index shares = std::max(kFewestShares, ceil_div(rows, kMostRows));
+  return std::min(rows, std::max(kFewestRows, ceil_div(rows, shares)));
 }
 
 // Rows of a coded matrix as panels like those of fold_rows, and room for their products.
@@ -138,10 +140,11 @@ void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Ind
 void CpuBackend::multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half,
                                        int threads, ComplexMatrix& y) const {
   const Index n = matrix.cols, width = 2 * half.rows(), batch = half.cols();
-  const Index most_rows = decoded_rows(matrix.rows);
-  const int team = step_threads(threads, kNanosecondsPerPoint * double(matrix.rows) * double(n));
+  const Index most_rows = decoded_rows(matrix.rows), items = ceil_div(matrix.rows, most_rows);
+  const double nanoseconds = kNanosecondsPerPoint + kNanosecondsPerProduct * double(batch);
+  const int team = step_threads(threads, nanoseconds * double(matrix.rows) * double(n));
   parallel_for(
-      ceil_div(matrix.rows, most_rows), team,
+      items, static_cast<int>(std::min<Index>(team, items)),  // each of which takes memory
       [&] { return DecodedProduct(matrix, most_rows, batch); },
       [&](Index item, DecodedProduct& product) {
         const Index first = item * most_rows, rows = std::min(most_rows, matrix.rows - first);
