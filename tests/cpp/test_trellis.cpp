@@ -251,10 +251,10 @@ TEST_CASE("distortion on a Gaussian is what the tables were found to reach") {
     int code_bits, state_bits;
     double distortion;
   };
-  // 2 % for the sample of 51,200 entries
+  // 2 % for the sample of 51,200 entries; at 4 bits, bounds of tables that were 0.3 % better
   for (const Row row :
-       {Row{1, 12, 0.5205}, Row{2, 12, 0.2698}, Row{3, 12, 0.1382}, Row{4, 12, 0.0717},
-        Row{4, 14, 0.0697}, Row{5, 12, 0.0375}, Row{6, 12, 0.0198}, Row{6, 14, 0.0189},
+       {Row{1, 12, 0.5205}, Row{2, 12, 0.2698}, Row{3, 12, 0.1382}, Row{4, 12, 0.0715},
+        Row{4, 14, 0.0696}, Row{5, 12, 0.0375}, Row{6, 12, 0.0198}, Row{6, 14, 0.0189},
         Row{7, 12, 0.0107}, Row{8, 12, 0.0059}, Row{8, 14, 0.0056}}) {
     CAPTURE(row.code_bits);
     CAPTURE(row.state_bits);

@@ -12,18 +12,6 @@ namespace {
 // smooth transforms of more than twice the length. They break even near p = 150.
 constexpr int kLargestDirectPrime = 150;
 
-struct UnitRoot {
-  float re;
-  float im;
-};
-
-// exp(-2 pi i numerator / denominator), exact argument reduction before the double evaluation.
-UnitRoot unit_root(Index numerator, Index denominator) {
-  const double angle = -2.0 * std::numbers::pi * static_cast<double>(numerator % denominator) /
-                       static_cast<double>(denominator);
-  return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
-}
-
 // Radices in pass order; empty if a prime factor is too large for a dense DFT.
 std::vector<int> factorize(Index length) {
   std::vector<int> radices;
@@ -205,6 +193,12 @@ void prime_pass(int radix, Index groups, Index stride, const float* twiddles, co
 }
 
 }  // namespace
+
+UnitRoot unit_root(Index numerator, Index denominator) {
+  const double angle = -2.0 * std::numbers::pi * static_cast<double>(numerator % denominator) /
+                       static_cast<double>(denominator);
+  return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
+}
 
 FftPlan::FftPlan(Index length) : length_(length) {
   const std::vector<int> radices = factorize(length);

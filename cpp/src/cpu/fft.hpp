@@ -10,6 +10,14 @@
 
 namespace llava_fa::cpu {
 
+struct UnitRoot {
+  float re;
+  float im;
+};
+
+// exp(-2 pi i numerator / denominator), exact argument reduction before the double evaluation.
+UnitRoot unit_root(Index numerator, Index denominator);
+
 // Split complex sequence of lane vectors.
 struct LaneSpan {
   Lane* re;

@@ -10,14 +10,6 @@ namespace {
 
 Lane* as_lanes(float* values) { return reinterpret_cast<Lane*>(values); }
 
-// exp(-2 pi i numerator / denominator)
-void set_unit_root(Index numerator, Index denominator, float& real, float& imag) {
-  const double angle =
-      -2.0 * std::numbers::pi * static_cast<double>(numerator) / static_cast<double>(denominator);
-  real = static_cast<float>(std::cos(angle));
-  imag = static_cast<float>(std::sin(angle));
-}
-
 // out[k] = factor (z[k] + conj z[half - k] + w[k] (z[k] - conj z[half - k])) for 0 < k < half: step
 // 5 with w = -i turn, and its reverse with w = i conj(turn). `sign` is 1 there, -1 back.
 void add_turned_mirror(const float* __restrict re, const float* __restrict im,
@@ -60,12 +52,15 @@ SingleFftPlan::SingleFftPlan(Index length)
       odd_imag_(half_) {
   for (Index k = 0; k < half_ / kLanes; ++k) {
     for (Index s = 0; s < kLanes; ++s) {
-      const Index at = k * kLanes + s;
-      set_unit_root(s * k, half_, turn_real_.data()[at], turn_imag_.data()[at]);
+      const UnitRoot turn = unit_root(s * k, half_);
+      turn_real_.data()[k * kLanes + s] = turn.re;
+      turn_imag_.data()[k * kLanes + s] = turn.im;
     }
   }
   for (Index k = 0; k < half_; ++k) {
-    set_unit_root(k, length, odd_real_.data()[k], odd_imag_.data()[k]);
+    const UnitRoot turn = unit_root(k, length);
+    odd_real_.data()[k] = turn.re;
+    odd_imag_.data()[k] = turn.im;
   }
 }
 

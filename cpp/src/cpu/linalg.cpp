@@ -13,7 +13,7 @@ using ConstMap = Eigen::Map<const RowMajor>;
 
 constexpr Index kProductBlock = 256;  // rows (or columns) of the large operand per item
 constexpr Index kLowRankBlock = 64;   // rows per item of the low-rank update
-constexpr Index kPanelBlock = 576;    // rows per item of panel products
+constexpr Index kPanelBlock = 576;    // rows per item; multiply_half_spectra has no more
 
 constexpr double kProductsPerNanosecond = 16;  // real multiply-adds of one thread, roughly
 

@@ -2,7 +2,7 @@
 //
 // 1. x becomes integers of up to 16 bits, with a step per block of 16 columns.
 // 2. Per panel and tile the codes are unpacked, and per 32 rows and column they give the indices of
-//    the levels (trellis_indexes.hpp), whose half bytes pick those of both parts.
+//    the levels of both parts (trellis_indexes.hpp).
 // 3. These become words, which are multiplied with x and rounded to 16 bits, which a block of 16
 //    columns cannot overflow.
 // 4. Per block the sums become float32.
