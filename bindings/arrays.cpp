@@ -86,29 +86,31 @@ FloatArray::FloatArray(AnyArray array, const char* what, std::size_t ndim)
   }
 }
 
-RoundedArray::RoundedArray(const WritableArray& array, const char* what, Index rows, Index cols)
-    : array_(array.data()), brain_(is(array, Code::Bfloat, 16)) {
-  if (array.ndim() != 2 || static_cast<Index>(array.shape(0)) != rows ||
-      static_cast<Index>(array.shape(1)) != cols) {
-    throw nb::value_error((std::string(what) + " has another shape than (" + std::to_string(rows) +
-                           ", " + std::to_string(cols) + ")")
-                              .c_str());
-  }
-  if (is(array, Code::Float, 32) || rows * cols == 0) return;
-  if (!brain_ && !is(array, Code::Float, 16)) {
-    throw nb::type_error((std::string(what) + " has dtype " + describe_dtype(array) +
-                          ", expected float16, bfloat16 or float32")
-                             .c_str());
-  }
-  copy_.resize(static_cast<std::size_t>(rows * cols));
+ElementType element_type(const std::string& name) {
+  if (name == "float32") return ElementType::float32;
+  if (name == "bfloat16") return ElementType::bfloat16;
+  if (name == "float16") return ElementType::float16;
+  throw nb::type_error(("values are " + name + ", expected float32, bfloat16 or float16").c_str());
 }
 
-void RoundedArray::finish() {
-  auto* out = static_cast<std::uint16_t*>(array_);
-  if (brain_) {
-    std::transform(copy_.begin(), copy_.end(), out, to_bfloat16);
+const float* to_float32(const void* values, ElementType type, Index count, FloatBuffer& room) {
+  if (type == ElementType::float32) return static_cast<const float*>(values);
+  const auto* in = static_cast<const std::uint16_t*>(values);
+  room = FloatBuffer(count);
+  if (type == ElementType::bfloat16) {
+    std::transform(in, in + count, room.data(), from_bfloat16);
   } else {
-    std::transform(copy_.begin(), copy_.end(), out, float_to_half);
+    std::transform(in, in + count, room.data(), half_to_float);
+  }
+  return room.data();
+}
+
+void from_float32(const float* values, Index count, ElementType type, void* out) {
+  auto* rounded = static_cast<std::uint16_t*>(out);
+  if (type == ElementType::bfloat16) {
+    std::transform(values, values + count, rounded, to_bfloat16);
+  } else {
+    std::transform(values, values + count, rounded, float_to_half);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "llava_fa/types.hpp"
@@ -37,25 +38,17 @@ class FloatArray {
   MatrixView view_;
 };
 
-using WritableArray = nb::ndarray<nb::device::cpu, nb::c_contig>;
+// Memory of the caller, where taking an array over would cost more than a small product.
+using Address = std::uintptr_t;
 
-// Room for float32 results that are rounded to the dtype of an array given by the caller. Must be
-// created and destroyed with the GIL held, used without it.
-class RoundedArray {
- public:
-  // float16, bfloat16 and float32 are accepted; other dtypes raise TypeError, other shapes than
-  // (rows, cols) ValueError.
-  RoundedArray(const WritableArray& array, const char* what, Index rows, Index cols);
+// By the name that torch and NumPy have for it; TypeError if there is none.
+ElementType element_type(const std::string& name);
 
-  float* data() { return copy_.empty() ? static_cast<float*>(array_) : copy_.data(); }
-  // Writes what stands in data() to the array.
-  void finish();
+// `count` values as float32: themselves, or a copy in `room`.
+const float* to_float32(const void* values, ElementType type, Index count, FloatBuffer& room);
 
- private:
-  void* array_;
-  bool brain_ = false;  // bfloat16, not float16
-  std::vector<float> copy_;
-};
+// Rounds `count` values to `type`, bfloat16 or float16, to nearest, ties to even.
+void from_float32(const float* values, Index count, ElementType type, void* out);
 
 // Complex input (complex64 or complex128), always split into planes.
 ComplexMatrix split_planes(const AnyArray& array, const char* what);

@@ -11,16 +11,7 @@
 namespace llava_fa::bindings {
 namespace {
 
-using Address = std::uintptr_t;
-
 Precision precision_of(bool half) { return half ? Precision::half : Precision::single; }
-
-cuda::ElementType element_type(const std::string& name) {
-  if (name == "float32") return cuda::ElementType::float32;
-  if (name == "bfloat16") return cuda::ElementType::bfloat16;
-  if (name == "float16") return cuda::ElementType::float16;
-  throw nb::type_error(("values are " + name + ", expected float32, bfloat16 or float16").c_str());
-}
 
 void multiply_on_device(const cuda::Product& product, Address codes, Address constants,
                         Address workspace, Address activations, const std::string& activation_type,

@@ -138,14 +138,20 @@ nb::object multiply(const PackedMatrix& matrix, AnyArray activations, bool half)
   return numpy_array(std::move(out), {rows, width});
 }
 
-void multiply_into(const PackedMatrix& matrix, AnyArray activations, const WritableArray& out,
-                   bool half) {
-  const FloatArray x(std::move(activations), "activations", 2);
-  const MatrixView view = x.matrix();
-  RoundedArray result(out, "out", view.rows, matrix.spec().rows);
-  nb::gil_scoped_release release;
-  matmul(matrix, view, result.data(), half ? Precision::half : Precision::single);
-  result.finish();
+// Contiguous rows of activations and of products, at addresses.
+void multiply_at(const PackedMatrix& matrix, Address activations,
+                 const std::string& activation_type, Index count, Address output,
+                 const std::string& output_type, bool half) {
+  const ElementType in = element_type(activation_type), out = element_type(output_type);
+  const Index rows = matrix.spec().rows, cols = matrix.spec().cols;
+  const nb::gil_scoped_release release;
+  FloatBuffer x_room, y_room;
+  const float* x = to_float32(reinterpret_cast<const void*>(activations), in, count * cols, x_room);
+  if (out != ElementType::float32) y_room = FloatBuffer(count * rows);
+  auto* result = reinterpret_cast<void*>(output);
+  float* y = out == ElementType::float32 ? static_cast<float*>(result) : y_room.data();
+  matmul(matrix, {x, count, cols, cols}, y, half ? Precision::half : Precision::single);
+  if (out != ElementType::float32) from_float32(y, count * rows, out, result);
 }
 
 nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Index rank,
@@ -178,7 +184,8 @@ void bind_packed_matrix(nb::module_& m) {
       .def("dense", &dense)
       .def("code_planes", &code_planes)
       .def("matmul", &multiply, nb::arg("activations"), nb::arg("half"))
-      .def("matmul_into", &multiply_into, nb::arg("activations"), nb::arg("out"), nb::arg("half"))
+      .def("matmul_at", &multiply_at, nb::arg("activations"), nb::arg("activation_type"),
+           nb::arg("count"), nb::arg("output"), nb::arg("output_type"), nb::arg("half"))
       .def_prop_ro("nbytes", &PackedMatrix::bytes);
   m.def("tensor_layout", &layout, nb::arg("spec"));
   m.def("compress_matrix", &compress, nb::arg("weight"), nb::kw_only(), nb::arg("codec"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -15,6 +16,12 @@ ArrayT = TypeVar("ArrayT", npt.NDArray[Any], torch.Tensor)
 def is_torch(array: object) -> bool:
     """Whether an array came as a torch tensor."""
     return isinstance(array, torch.Tensor)
+
+
+@cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return how the core calls a dtype."""
+    return str(dtype).removeprefix("torch.")
 
 
 def exportable(array: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _core
+from .arrays import dtype_name
 from .errors import DeviceError, DeviceMemoryError
 from .matrix import CompressedMatrix
 from .remembered import Remembered
@@ -129,11 +130,11 @@ def multiply(layer: LayerOnDevice, x: Tensor, dtype: torch.dtype) -> Tensor:
                 constants=layer.constants.data_ptr(),
                 workspace=workspace.data_ptr(),
                 activations=flat.data_ptr(),
-                activation_type=_name(flat.dtype),
+                activation_type=dtype_name(flat.dtype),
                 count=flat.shape[0],
                 row_stride=max(flat.stride(0), cols),  # of a single row it says nothing
                 output=out.data_ptr(),
-                output_type=_name(dtype),
+                output_type=dtype_name(dtype),
                 half=half,
                 stream=torch.cuda.current_stream(x.device).cuda_stream,
             )
@@ -158,7 +159,3 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
         return torch.empty(shape, dtype=dtype, device=device)
     except torch.cuda.OutOfMemoryError as error:
         raise DeviceMemoryError(f"{error}; {_REMEDY}") from error
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

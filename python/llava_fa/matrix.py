@@ -14,6 +14,7 @@ from .arrays import (
     Array,
     ArrayT,
     as_kind,
+    dtype_name,
     exportable,
     exportable_or_none,
     is_torch,
@@ -25,8 +26,6 @@ from .errors import FormatError
 from .matrix_spec import MatrixSpec
 
 Precision = Literal["single", "half"]
-
-dlpack: Any = torch.utils.dlpack  # public functions, which its types do not tell
 
 
 class CompressedMatrix:
@@ -108,27 +107,43 @@ class CompressedMatrix:
         result: ArrayT = as_kind(product.reshape(*leading, self.shape[0]), is_torch(x))
         return result
 
-    def matmul_into(self, x: torch.Tensor, out: torch.Tensor, *, half: bool) -> None:
-        """Write ``x Wᵀ`` to ``out``, rounded once: what :meth:`matmul` does, with less ado.
+    def multiply(self, x: torch.Tensor, dtype: torch.dtype, *, half: bool) -> torch.Tensor:
+        """Return ``x Wᵀ``, rounded once to ``dtype``: what :meth:`matmul` does, with less ado.
 
         Parameters
         ----------
         x
-            (k, n) on the CPU; needs no gradient.
-        out
-            (k, m), contiguous, of float32, bfloat16 or float16, on the CPU.
+            (..., n) of float32, bfloat16 or float16, on the CPU.
+        dtype
+            One of these.
         half
             Whether to multiply at half precision.
 
         Raises
         ------
         ValueError
-            A width is another.
+            x has another width or is elsewhere.
         TypeError
             A dtype is another.
         """
-        packed: Any = self._packed  # takes DLPack's capsules too, of which its stub does not know
-        packed.matmul_into(dlpack.to_dlpack(x), dlpack.to_dlpack(out), half)
+        rows, cols = self.spec.shape
+        shape = x.shape
+        if not x.is_cpu or shape[-1] != cols:
+            raise ValueError(
+                f"activations have shape {tuple(shape)} on {x.device}, expected (..., {cols}) on "
+                "the CPU"
+            )
+        plain = x.resolve_neg().contiguous()
+        out = torch.empty((*shape[:-1], rows), dtype=dtype)
+        self._packed.matmul_at(
+            plain.data_ptr(),
+            dtype_name(x.dtype),
+            x.numel() // cols,
+            out.data_ptr(),
+            dtype_name(dtype),
+            half,
+        )
+        return out
 
     def on_device(self, device: int) -> _core.DeviceProduct:
         """Return the product with this matrix on a GPU, which :mod:`llava_fa.device_ops` launches.

@@ -14,6 +14,7 @@ from .matrix import CompressedMatrix
 from .matrix_spec import MatrixSpec
 
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+_CPU = torch.device("cpu")
 # The meta device computes shapes only, as torch.compile and accelerate do.
 _DEVICES = ("cpu", "cuda", "meta")
 
@@ -157,12 +158,14 @@ class FourierLinear(nn.Linear):
         dtype, kind = input.dtype, "cuda" if input.is_cuda else "cpu"
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
+        # Not as attributes, for which modules take longer.
         tensors = [self._buffers[name] for name in self._stored_names]
-        if self.bias is None:
+        bias = self._parameters["bias"]
+        if bias is None:
             return packed_ops.product(input, tensors, self._description, dtype)
         # In float32 until the bias is added: rounded once.
         product = packed_ops.product(input, tensors, self._description, torch.float32)
-        return (product + self.bias).to(dtype)
+        return (product + bias).to(dtype)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.in_features:
@@ -171,8 +174,10 @@ class FourierLinear(nn.Linear):
             )
         if x.dtype not in _ACTIVATIONS:
             raise TypeError(f"activations are {x.dtype}, expected float32, bfloat16 or float16")
-        codes: Any = self._buffers["codes"]  # not by name, which takes modules longer
+        codes: Any = self._buffers["codes"]
         devices = (x.device, codes.device)
+        if devices == (_CPU, _CPU):
+            return
         for what, device in zip(("activations", "layer"), devices, strict=True):
             if device.type not in _DEVICES:
                 raise ValueError(

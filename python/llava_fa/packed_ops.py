@@ -49,7 +49,7 @@ def prepared(tensors: Sequence[Tensor], description: str) -> CompressedMatrix:
         state = dict(zip(names, held, strict=True))
         return unpack("layer", _spec(description), state, in_place=in_place)
 
-    if any(tensor.is_inference() for tensor in tensors):
+    if any(map(Tensor.is_inference, tensors)):
         # Torch does not count their changes, so nothing may be remembered of them.
         return unpacked(tensors, in_place=False)
     codes = tensors[names.index("codes")]
@@ -102,13 +102,7 @@ def _multiply(
     if x.is_cuda:
         layer = _on_device(tensors, description)
         return device_ops.multiply(layer, x.detach(), dtype)
-    matrix = prepared(tensors, description)
-    rows, cols = matrix.shape
-    out = torch.empty((*x.shape[:-1], rows), dtype=dtype)
-    half = x.dtype.itemsize == 2
-    plain = x.detach() if x.requires_grad else x
-    matrix.matmul_into(plain.reshape(-1, cols), out.view(-1, rows), half=half)
-    return out
+    return prepared(tensors, description).multiply(x, dtype, half=x.dtype.itemsize == 2)
 
 
 @torch.library.custom_op("llava_fa::multiply", mutates_args=())

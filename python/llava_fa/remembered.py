@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import ref
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 T = TypeVar("T")
 
@@ -17,7 +18,8 @@ class _Entry(NamedTuple):
     ``held`` are aliases: while they live, no other tensor can have the same address.
     """
 
-    stamp: tuple[tuple[int, int], ...]
+    key: ref[Tensor]
+    stamp: list[tuple[int, int]]
     held: list[Tensor]
     value: Any
 
@@ -29,18 +31,25 @@ class Remembered(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._entries: Any = WeakTensorKeyDictionary()
+        # By the tensors' identities: torch's dictionary of tensors takes longer to find one than
+        # all else that happens here. An entry goes with its tensor, before there is another.
+        self._entries: dict[int, _Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: Tensor, tensors: Sequence[Tensor], make: Callable[[list[Tensor]], T]) -> T:
         """Return the value of ``tensors``, made from aliases of them unless it is known."""
-        stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        entry: _Entry | None = self._entries.get(key)
+        stamp = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        entry = self._entries.get(id(key))
         if entry is None or entry.stamp != stamp:
             held = [tensor.detach() for tensor in tensors]
-            entry = _Entry(stamp, held, make(held))
-            self._entries[key] = entry
+            entry = _Entry(ref(key, partial(self._forget, id(key))), stamp, held, make(held))
+            self._entries[id(key)] = entry
         value: T = entry.value
         return value
+
+    def _forget(self, identity: int, dead: ref[Tensor]) -> None:
+        entry = self._entries.get(identity)
+        if entry is not None and entry.key is dead:
+            del self._entries[identity]

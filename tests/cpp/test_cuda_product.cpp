@@ -56,8 +56,8 @@ std::vector<float> product(const PackedMatrix& packed, const reference::Dense& x
   const host::HostLauncher launcher(order);
   cuda::ProductPipeline pipeline(plan, memory.view, precision, launcher);
   std::vector<float> output(x.rows * packed.spec().rows);
-  pipeline.multiply({x.values.data(), cuda::ElementType::float32, x.rows, x.cols},
-                    {output.data(), cuda::ElementType::float32});
+  pipeline.multiply({x.values.data(), ElementType::float32, x.rows, x.cols},
+                    {output.data(), ElementType::float32});
   return output;
 }
 
@@ -180,7 +180,7 @@ TEST_CASE("CUDA: activations and outputs of 16 bits, rows apart from each other"
   const PackedMatrix packed = compressed(50, 30, Codec::ring, 6);
   const cuda::ProductPlan plan(packed, kLeastShared);
   const host::HostLauncher launcher;
-  for (const cuda::ElementType type : {cuda::ElementType::bfloat16, cuda::ElementType::float16}) {
+  for (const ElementType type : {ElementType::bfloat16, ElementType::float16}) {
     for (const Index batch : {2, 6}) {
       constexpr Index kStride = 37;
       reference::Dense x = reference::gaussian(batch, 30, 78);
@@ -196,7 +196,7 @@ TEST_CASE("CUDA: activations and outputs of 16 bits, rows apart from each other"
       std::vector<float> y;
       for (Index i = 0; i < batch * 50; ++i) y.push_back(cuda::load_number(out.data(), type, i));
       // Half an ulp of the output's 8 or 11 bits, and the product's own 1e-3.
-      const double rounding = type == cuda::ElementType::bfloat16 ? 0x1p-9 : 0x1p-12;
+      const double rounding = type == ElementType::bfloat16 ? 0x1p-9 : 0x1p-12;
       CHECK(reference::product_error(packed, x, y) <= 1e-3 + rounding);
     }
   }

@@ -43,7 +43,7 @@ std::vector<cuda::Complex> spectra(const reference::Dense& x, Order order, bool 
   kernel.plan = transform.tables.at(transform.constants.data());
   kernel.buffers = {in_workspace ? workspace.data() : nullptr, elements};
   kernel.activations = x.values.data();
-  kernel.type = cuda::ElementType::float32;
+  kernel.type = ElementType::float32;
   kernel.row_stride = x.cols;
   kernel.multiplier = ones.data();
   kernel.spectrum = out.data();
@@ -81,7 +81,7 @@ std::vector<float> back(const std::vector<cuda::Complex>& spectra, const referen
   kernel.tokens = x.rows;
   kernel.multiplier = ones.data();
   kernel.output = out.data();
-  kernel.type = cuda::ElementType::float32;
+  kernel.type = ElementType::float32;
   host::HostLauncher().launch(kernel, x.rows, 1, transform.shared_bytes());
   return out;
 }

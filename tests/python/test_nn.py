@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import re
 from typing import Any
@@ -117,6 +118,20 @@ class TestForward:
         packed = layer()
         x = torch.randn(SHAPE[1], 9)
         assert_near(packed(x.T), reference(packed)(x.T.contiguous()))
+
+    def test_activations_whose_sign_is_still_to_be_changed(self) -> None:
+        packed = layer()
+        x = torch.complex(inputs(3), inputs(3, seed=2)).conj().imag
+        assert x.is_neg()
+        assert torch.equal(packed(x), packed(x.clone()))
+
+    @pytest.mark.parametrize("dtype", ROUNDING)
+    def test_rounding_is_that_of_torch(self, dtype: torch.dtype) -> None:
+        multiply = matrix().multiply
+        x = inputs(6) * torch.tensor([[1], [1e-6], [1e-30], [1e4], [1e38], [math.nan]])
+        exact = multiply(x, torch.float32, half=False)
+        rounded = multiply(x, dtype, half=False)
+        torch.testing.assert_close(rounded, exact.to(dtype), rtol=0, atol=0, equal_nan=True)
 
     def test_autocast_gives_its_dtype_as_a_dense_layer_does(self) -> None:
         packed = layer()
@@ -371,6 +386,15 @@ class TestBadInputs:
         packed._buffers["codes"] = packed.codes.as_subclass(Elsewhere)
         with pytest.raises(ValueError, match=r"the layer: on xpu:1.*runtime='dense'"):
             packed(inputs(2))
+
+    def test_of_the_product_itself(self) -> None:
+        multiply = matrix().multiply
+        with pytest.raises(ValueError, match=r"shape \(3, 21\) on cpu, expected \(\.\.\., 22\)"):
+            multiply(torch.zeros(3, 21), torch.float32, half=False)
+        with pytest.raises(TypeError, match="float64, expected float32, bfloat16 or float16"):
+            multiply(inputs(1).double(), torch.float32, half=False)
+        with pytest.raises(TypeError, match="int8, expected float32, bfloat16 or float16"):
+            multiply(inputs(1), torch.int8, half=False)
 
     def test_bias_of_another_shape(self) -> None:
         with pytest.raises(ValueError, match=r"bias has shape \(22,\), expected \(30,\)"):

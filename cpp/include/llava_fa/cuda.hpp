@@ -26,9 +26,6 @@ std::optional<std::string> unavailable_reason();
 // GPUs that the driver shows; 0 if there is a reason above. A Product says whether one is too old.
 int device_count();
 
-enum class ElementType { float32, bfloat16, float16 };
-constexpr Index item_bytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
-
 // x (rows, n) in device memory; row_stride elements from one row to the next, >= n.
 struct Activations {
   const void* data = nullptr;

@@ -11,6 +11,10 @@ namespace llava_fa {
 // All sizes and offsets are 64-bit and signed, on every backend.
 using Index = std::int64_t;
 
+// Types that activations and products may have in memory; arithmetic is in float32.
+enum class ElementType { float32, bfloat16, float16 };
+constexpr Index item_bytes(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
+
 // Read-only view of a real float32 matrix, row-major. Does not own.
 struct MatrixView {
   const float* data = nullptr;

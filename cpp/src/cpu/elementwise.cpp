@@ -26,6 +26,13 @@ double row_energy(const float* re, const float* im, const float* weight, Index c
   return total;
 }
 
+// out = all * factors * values; factors may be null, for ones.
+void scale(const float* values, Index count, float all, const float* factors, float* out) {
+  for (Index i = 0; i < count; ++i) out[i] = values[i] * all;
+  if (factors == nullptr) return;
+  for (Index i = 0; i < count; ++i) out[i] *= factors[i];
+}
+
 }  // namespace
 
 void CpuBackend::subtract_from(const ComplexMatrix& from, const float* column_factor, int threads,
@@ -49,13 +56,9 @@ void CpuBackend::subtract_from(const ComplexMatrix& from, const float* column_fa
 void CpuBackend::transpose(const MatrixView& in, const float* row_factor, const float* col_factor,
                            int threads, float* out) const {
   const auto factor = [](const float* factors, Index i) { return factors ? factors[i] : 1.0f; };
-  if (in.rows == 1) {
-    const float* row = in.row(0);
-    const float all = factor(row_factor, 0);
-    for (Index j = 0; j < in.cols; ++j) out[j] = row[j] * all;
-    if (col_factor == nullptr) return;
-    for (Index j = 0; j < in.cols; ++j) out[j] *= col_factor[j];
-    return;
+  if (in.rows == 1) return scale(in.data, in.cols, factor(row_factor, 0), col_factor, out);
+  if (in.cols == 1 && in.row_stride == 1) {
+    return scale(in.data, in.rows, factor(col_factor, 0), row_factor, out);
   }
   // Whole cache lines there and back, by way of a tile: rows are often as far apart as makes their
   // lines drive each other out of the cache.

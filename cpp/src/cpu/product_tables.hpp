@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -29,6 +30,41 @@ struct ProductTable {
   alignas(64) float imag[kTableSize];
 };
 
+// Sixteen products in registers.
+struct Products {
+  __m256 real[2];
+  __m256 imag[2];
+
+  explicit Products(float all) {
+    for (int half = 0; half < 2; ++half) real[half] = imag[half] = _mm256_set1_ps(all);
+  }
+
+  void add(const ProductTable& points, float re, float im) {
+    const __m256 x = _mm256_set1_ps(re), y = _mm256_set1_ps(im);
+    for (int half = 0; half < 2; ++half) {
+      const __m256 point_real = _mm256_load_ps(points.real + 8 * half);
+      const __m256 point_imag = _mm256_load_ps(points.imag + 8 * half);
+      real[half] = _mm256_fmadd_ps(point_real, x, real[half]);
+      real[half] = _mm256_fnmadd_ps(point_imag, y, real[half]);
+      imag[half] = _mm256_fmadd_ps(point_real, y, imag[half]);
+      imag[half] = _mm256_fmadd_ps(point_imag, x, imag[half]);
+    }
+  }
+};
+
+// Entries of x from `first` on, zeros beyond the last.
+template <Index kCount>
+struct Entries {
+  float real[kCount] = {};
+  float imag[kCount] = {};
+
+  Entries(VectorView x, Index first, Index cols) {
+    const Index count = std::clamp(cols - first, Index{0}, kCount);
+    std::copy_n(x.real + first, count, real);
+    std::copy_n(x.imag + first, count, imag);
+  }
+};
+
 // Tables of `groups` groups; every kBlock of them share one step, the value of the last bit.
 // Bytes of group g: kPlanes planes of the real parts, lowest bits first, then of the imaginary
 // ones. The last plane keeps all bits that are left, so that values may be signed.
@@ -45,42 +81,60 @@ class FixedPointTables {
   const std::uint8_t* group(Index g) const { return bytes_.get() + g * kGroupBytes; }
   float step(Index block) const { return steps_[block]; }
 
-  // Fills one block: products(g, table) gives the values of group g, none larger than `bound`,
-  // which become the integers `bias` + [-largest, largest].
-  template <typename Products>
-  void fill(Index block, float bound, std::int32_t largest, std::int32_t bias, Products products) {
+  // Fills one block: products_of(g) gives the values of group g, none larger than `bound`, which
+  // become the integers `bias` + [-largest, largest].
+  template <typename ProductsOf>
+  void fill(Index block, float bound, std::int32_t largest, std::int32_t bias,
+            ProductsOf products_of) {
     const bool counts = bound >= kLeastBound;
     steps_[block] = counts ? bound / static_cast<float>(largest) : 0.0f;
     const float inverse = counts ? static_cast<float>(largest) / bound : 0.0f;
-    ProductTable table;
     for (Index g = block * kBlock; g < (block + 1) * kBlock; ++g) {
-      products(g, table);
+      const Products products = products_of(g);
       std::uint8_t* planes = bytes_.get() + g * kGroupBytes;
-      write(table.real, inverse, bias, planes);
-      write(table.imag, inverse, bias, planes + kPlanes * kTableSize);
+      write(products.real, inverse, bias, planes);
+      write(products.imag, inverse, bias, planes + kPlanes * kTableSize);
     }
   }
 
  private:
-  static void write(const float* values, float inverse, std::int32_t bias, std::uint8_t* planes) {
-    const __m256 factor = _mm256_set1_ps(inverse);
-    const auto fixed = [&](const float* eight) {
-      const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(eight), factor));
+  static void write(const __m256 (&values)[2], float inverse, std::int32_t bias,
+                    std::uint8_t* planes) {
+    const auto fixed = [&](__m256 eight) {
+      const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(eight, _mm256_set1_ps(inverse)));
       return _mm256_add_epi32(rounded, _mm256_set1_epi32(bias));
     };
-    __m256i first = fixed(values), second = fixed(values + 8);
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      const __m256i kept = _mm256_set1_epi32(plane + 1 < kPlanes ? (1 << kPlaneBits) - 1 : 255);
-      __m256i words =
-          _mm256_packus_epi32(_mm256_and_si256(first, kept), _mm256_and_si256(second, kept));
-      words = _mm256_permute4x64_epi64(words, 0xd8);  // packing works within halves
-      _mm_storeu_si128(
-          reinterpret_cast<__m128i*>(planes + plane * kTableSize),
-          _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-      first = _mm256_srai_epi32(first, kPlaneBits);
-      second = _mm256_srai_epi32(second, kPlaneBits);
+    const __m256i first = fixed(values[0]), second = fixed(values[1]);
+    if constexpr (kPlanes == 2) {
+      write_words(in_order(_mm256_packs_epi32(first, second)), planes);
+    } else {
+      constexpr int kLow = 2 * kPlaneBits;
+      static_assert(kPlanes == 3 && kLow < 16);
+      const __m256i mask = _mm256_set1_epi32((1 << kLow) - 1);
+      write_words(in_order(_mm256_packus_epi32(_mm256_and_si256(first, mask),
+                                               _mm256_and_si256(second, mask))),
+                  planes);
+      const __m256i top = in_order(
+          _mm256_packs_epi32(_mm256_srai_epi32(first, kLow), _mm256_srai_epi32(second, kLow)));
+      const __m256i bytes =
+          in_order(_mm256_packus_epi16(_mm256_and_si256(top, _mm256_set1_epi16(255)), top));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(planes + 2 * kTableSize),
+                       _mm256_castsi256_si128(bytes));
     }
   }
+
+  // Two planes of sixteen words.
+  static void write_words(__m256i words, std::uint8_t* planes) {
+    constexpr int kLowBits = (1 << kPlaneBits) - 1;
+    const __m256i low = _mm256_and_si256(words, _mm256_set1_epi16(kLowBits));
+    const __m256i high =
+        _mm256_and_si256(_mm256_srai_epi16(words, kPlaneBits), _mm256_set1_epi16(255));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(planes),
+                        in_order(_mm256_packus_epi16(low, high)));
+  }
+
+  // Packing works within halves of registers.
+  static __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
 
   std::unique_ptr<std::uint8_t[]> bytes_;
   std::vector<float> steps_;

@@ -165,6 +165,7 @@ class TableProduct {
   // Fields that are looked up together: as many as leave registers for the sums.
   static constexpr Index kAtOnce = Layout::kTables == 4 ? 2 : 4;
   using Tables = FixedPointTables<kPlanes, kPlaneBits, Layout::kTileFields * Layout::kTables>;
+  static constexpr Index kTileColumns = Layout::kTileFields * Layout::kColumns;
   static constexpr Index kFieldBytes = Layout::kTables * Tables::kGroupBytes;
   static constexpr std::int32_t kBias = 1 << (kPlaneBits * kPlanes - 1);
   // Rounding in float32 may carry a value a little beyond this, but not beyond its bits.
@@ -185,41 +186,28 @@ class TableProduct {
     }
   }
 
-  float at(const float* plane, Index column) const {
-    return column < matrix_.cols ? plane[column] : 0.0f;
-  }
-
   void fill_tile(Index tile, VectorView x) {
-    float bound = 0;
-    for (Index field = tile * Layout::kTileFields; field < (tile + 1) * Layout::kTileFields;
-         ++field) {
-      float magnitude = 0;
-      for (Index l = field * Layout::kColumns; l < (field + 1) * Layout::kColumns; ++l) {
-        const float re = at(x.real, l), im = at(x.imag, l);
-        magnitude += std::sqrt(re * re + im * im);
-      }
-      bound = std::max(bound, magnitude * largest_point_);
+    const Entries<kTileColumns> entries(x, tile * kTileColumns, matrix_.cols);
+    float magnitudes[kTileColumns];
+    for (Index l = 0; l < kTileColumns; ++l) {
+      const float re = entries.real[l], im = entries.imag[l];
+      magnitudes[l] = std::sqrt(re * re + im * im);
     }
-    tables_.fill(tile, bound, kLargest, kBias, [&](Index group, ProductTable& table) {
-      const Index first_column = group / Layout::kTables * Layout::kColumns;
-      __m256 real[2] = {}, imag[2] = {};
+    float bound = 0;
+    for (Index first = 0; first < kTileColumns; first += Layout::kColumns) {
+      float sum = 0;
+      for (Index j = 0; j < Layout::kColumns; ++j) sum += magnitudes[first + j];
+      bound = std::max(bound, sum * largest_point_);
+    }
+    const Index first_group = tile * Layout::kTileFields * Layout::kTables;
+    tables_.fill(tile, bound, kLargest, kBias, [&](Index group) {
+      const Index first = (group - first_group) / Layout::kTables * Layout::kColumns;
+      Products products(0.0f);
       for (Index j = 0; j < Layout::kColumns; ++j) {
-        const ProductTable& points = points_[Layout::kTables == 1 ? j : group % Layout::kTables];
-        const __m256 re = _mm256_set1_ps(at(x.real, first_column + j));
-        const __m256 im = _mm256_set1_ps(at(x.imag, first_column + j));
-        for (int half = 0; half < 2; ++half) {
-          const __m256 point_real = _mm256_load_ps(points.real + 8 * half);
-          const __m256 point_imag = _mm256_load_ps(points.imag + 8 * half);
-          real[half] = _mm256_fmadd_ps(point_real, re, real[half]);
-          real[half] = _mm256_fnmadd_ps(point_imag, im, real[half]);
-          imag[half] = _mm256_fmadd_ps(point_real, im, imag[half]);
-          imag[half] = _mm256_fmadd_ps(point_imag, re, imag[half]);
-        }
+        products.add(points_[Layout::kTables == 1 ? j : group % Layout::kTables],
+                     entries.real[first + j], entries.imag[first + j]);
       }
-      for (int half = 0; half < 2; ++half) {
-        _mm256_store_ps(table.real + 8 * half, real[half]);
-        _mm256_store_ps(table.imag + 8 * half, imag[half]);
-      }
+      return products;
     });
   }
 

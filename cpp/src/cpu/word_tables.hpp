@@ -45,25 +45,21 @@ class WordTables {
  private:
   void fill_block(Index block, const ProductTable& points, float largest, float offset,
                   VectorView x, Index cols) {
-    const Index first = block * kWordBlock, end = std::min(cols, first + kWordBlock);
-    double sum =
-        0;  // of squares of small numbers that float32 would lose, and their sums with them
-    for (Index l = first; l < end; ++l) {
-      const double re = x.real[l], im = x.imag[l];
-      sum += std::sqrt(re * re + im * im);
+    const Index first = block * kWordBlock;
+    const Entries<kWordBlock> entries(x, first, cols);
+    double magnitudes[kWordBlock];  // squares of small numbers would be lost in float32
+    for (Index l = 0; l < kWordBlock; ++l) {
+      const double re = entries.real[l], im = entries.imag[l];
+      magnitudes[l] = std::sqrt(re * re + im * im);
     }
+    double sum = 0;
+    for (const double magnitude : magnitudes) sum += magnitude;
     const auto bound = static_cast<float>(largest * sum);
     const float shift = offset * bound / static_cast<float>(kMostWordSum);
-    tables_.fill(block, bound, kMostWordSum, 0, [&](Index l, ProductTable& table) {
-      if (l >= end) {
-        table = {};
-        return;
-      }
-      const float re = x.real[l], im = x.imag[l];
-      for (Index i = 0; i < kTableSize; ++i) {
-        table.real[i] = points.real[i] * re - points.imag[i] * im - shift;
-        table.imag[i] = points.real[i] * im + points.imag[i] * re - shift;
-      }
+    tables_.fill(block, bound, kMostWordSum, 0, [&](Index l) {
+      Products products(-shift);
+      products.add(points, entries.real[l - first], entries.imag[l - first]);
+      return products;
     });
   }
 
