@@ -47,8 +47,10 @@ bool ring_products_apply(const CodedMatrix& matrix);
 void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
 // Trellis products (trellis_product.cpp): states of 32 rows become points by look-ups in registers,
-// which are multiplied with x as integers. Relative error about 6e-4.
-void multiply_trellis(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
+// which are multiplied with x in float32 or, at half precision, as integers. Relative error about
+// 1e-6, or 6e-4.
+void multiply_trellis(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
+                      VectorSpan y);
 
 #endif
 

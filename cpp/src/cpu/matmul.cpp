@@ -56,8 +56,8 @@ Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
 #if defined(__AVX2__)
   if (precision == Precision::half && turn_products_apply(matrix)) return Kernel::turns;
   if (table_products_apply(matrix)) return Kernel::tables;
-  if (precision == Precision::single) return Kernel::points;
   if (matrix.trellis != nullptr) return Kernel::trellis;
+  if (precision == Precision::single) return Kernel::points;
   if (ring_products_apply(matrix)) return Kernel::rings;
 #endif
   return Kernel::points;
@@ -171,7 +171,7 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
     switch (kernel) {
       case Kernel::turns: return multiply_turns(matrix, x, threads, y);
       case Kernel::rings: return multiply_rings(matrix, x, threads, y);
-      case Kernel::trellis: return multiply_trellis(matrix, x, threads, y);
+      case Kernel::trellis: return multiply_trellis(matrix, x, precision, threads, y);
       default: return multiply_by_tables(matrix, x, precision, threads, y);
     }
   }

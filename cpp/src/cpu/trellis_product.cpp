@@ -1,11 +1,11 @@
 // Trellis products: the point of an entry follows from look-ups in tables of sixteen bytes.
 //
-// 1. x becomes integers of up to 16 bits, with a step per block of 16 columns.
+// 1. At half precision x becomes integers of up to 16 bits, with a step per block of 16 columns.
 // 2. Per panel and tile the codes are unpacked, and per 32 rows and column they give the indices of
 //    the levels of both parts (trellis_indexes.hpp).
-// 3. These become words, which are multiplied with x and rounded to 16 bits, which a block of 16
-//    columns cannot overflow.
-// 4. Per block the sums become float32.
+// 3. These become words. At half precision they are multiplied with x and rounded to 16 bits, which
+//    a block of 16 columns cannot overflow, and the block's sums become float32. At single
+//    precision the words, which are exact, become float32 first.
 #include "coded_product.hpp"
 
 #if defined(__AVX2__)
@@ -106,6 +106,9 @@ class Levels {
   float unit_;
 };
 
+template <Fine kFine>
+using LevelTile = typename Levels<kFine>::Bytes[kTrellisTileColumns];
+
 // x as integers of up to 16 bits, as large as sums of a block of products allow.
 class WordVector {
  public:
@@ -134,8 +137,22 @@ class WordVector {
     }
   }
 
-  // Value of a product's last bit.
-  float step(Index column) const { return steps_[column / kBlock]; }
+  float unit() const { return 1.0f; }  // of the sums
+
+  // sums += levels times the columns of a tile of x.
+  template <Fine kFine>
+  void add_tile(const Levels<kFine>& levels, const LevelTile<kFine>& tile, const Tile& x,
+                Index first_column, RowSums& sums) const {
+    for (Index block = 0; block < kTrellisTileColumns; block += kBlock) {
+      WordSums words = {};
+      for (Index c = block; c < block + kBlock; ++c) {
+        WordSums points;
+        levels.widen(tile[c], points);
+        add_products(points, x[c], words);
+      }
+      add_words(words, steps_[(first_column + block) / kBlock], sums);
+    }
+  }
 
  private:
   struct Words {
@@ -164,11 +181,83 @@ class WordVector {
     return 0x10001u * static_cast<std::uint16_t>(static_cast<std::int32_t>(std::nearbyint(value)));
   }
 
+  static void add_products(const WordSums& points, const WordVector::Column& x, WordSums& words) {
+    for (int half = 0; half < 2; ++half) {
+      const __m256i real = points[0][half], imag = points[1][half];
+      add_difference(words[0][half], _mm256_mulhrs_epi16(real, x.real),
+                     _mm256_mulhrs_epi16(imag, x.imag));
+      add_difference(words[1][half], _mm256_mulhrs_epi16(real, x.imag),
+                     _mm256_mulhrs_epi16(imag, x.minus_real));
+    }
+  }
+
+  // Products that lie between two integers, of which there are many, are rounded up. In differences
+  // that cancels; in sums it would add up from column to column.
+  static void add_difference(__m256i& sum, __m256i plus, __m256i minus) {
+    sum = _mm256_sub_epi16(_mm256_add_epi16(sum, plus), minus);
+  }
+
   std::vector<Words> columns_;
-  std::vector<float> steps_;
+  std::vector<float> steps_;  // value of a product's last bit, per block
 };
 
-template <class Indexes, Fine kFine>
+// x as it is.
+class FloatVector {
+ public:
+  FloatVector(VectorView x, Index cols, Index columns, float /*largest_level*/, float unit)
+      : real_(columns), imag_(columns), unit_(unit) {
+    std::copy_n(x.real, cols, real_.begin());
+    std::copy_n(x.imag, cols, imag_.begin());
+  }
+
+  struct Tile {
+    const float *real, *imag;
+  };
+
+  void spread(Index first_column, Tile& tile) const {
+    tile = {real_.data() + first_column, imag_.data() + first_column};
+  }
+
+  float unit() const { return unit_; }
+
+  template <Fine kFine>
+  void add_tile(const Levels<kFine>& levels, const LevelTile<kFine>& tile, const Tile& x,
+                Index /*first_column*/, RowSums& sums) const {
+    RowSums tile_sums = {};
+    for (Index c = 0; c < kTrellisTileColumns; ++c) {
+      WordSums points;
+      levels.widen(tile[c], points);
+      add_products(points, _mm256_broadcast_ss(x.real + c), _mm256_broadcast_ss(x.imag + c),
+                   tile_sums);
+    }
+    for (int component = 0; component < 2; ++component) {
+      for (int part = 0; part < 4; ++part) {
+        sums[component][part] = _mm256_add_ps(sums[component][part], tile_sums[component][part]);
+      }
+    }
+  }
+
+ private:
+  // In the order of add_words: even and odd words of one half, then of the other.
+  static void add_products(const WordSums& points, __m256 re, __m256 im, RowSums& sums) {
+    for (int part = 0; part < 4; ++part) {
+      const __m256i chosen = _mm256_set1_epi32(part % 2 == 0 ? 1 : 1 << 16);
+      const auto floats = [&](__m256i words) {
+        return _mm256_cvtepi32_ps(_mm256_madd_epi16(words, chosen));
+      };
+      const __m256 real = floats(points[0][part / 2]), imag = floats(points[1][part / 2]);
+      sums[0][part] = _mm256_fmadd_ps(real, re, sums[0][part]);
+      sums[1][part] = _mm256_fmadd_ps(real, im, sums[1][part]);
+      sums[0][part] = _mm256_fnmadd_ps(imag, im, sums[0][part]);
+      sums[1][part] = _mm256_fmadd_ps(imag, re, sums[1][part]);
+    }
+  }
+
+  std::vector<float> real_, imag_;
+  float unit_;
+};
+
+template <class Indexes, Fine kFine, class Vector>
 class TrellisProduct {
  public:
   TrellisProduct(const CodedMatrix& matrix, VectorView x)
@@ -190,7 +279,7 @@ class TrellisProduct {
     Scratch() {}  // leaves the bytes as they are
     CodeTiles::Scratch tile;
     typename Indexes::Rows rows;
-    WordVector::Tile x;
+    typename Vector::Tile x;
   };
 
   void multiply_rows(Index begin, Index end, Scratch& scratch, VectorSpan y) const {
@@ -211,7 +300,7 @@ class TrellisProduct {
       }
     }
     for (Index row = begin; row < end; row += kVectorRows) {
-      store_rows(sums[(row - begin) / kVectorRows], kWordOrder, 1.0f, matrix_, row, y);
+      store_rows(sums[(row - begin) / kVectorRows], kWordOrder, x_.unit(), matrix_, row, y);
     }
   }
 
@@ -236,11 +325,9 @@ class TrellisProduct {
     indexes_.leave(codes, count, scratch.rows);
   }
 
-  using LevelTile = typename Levels<kFine>::Bytes[kTrellisTileColumns];
-
-  void add_rows(const typename Indexes::Tile& indexes, const WordVector::Tile& x,
+  void add_rows(const typename Indexes::Tile& indexes, const typename Vector::Tile& x,
                 Index first_column, RowSums& sums) const {
-    LevelTile levels;
+    LevelTile<kFine> levels;
     look_up_tile(indexes, levels);
     add_tile(levels, x, first_column, sums);
   }
@@ -249,53 +336,29 @@ class TrellisProduct {
   // loops, as a column's steps all wait for each other: within one of them the processor sees those
   // of the next columns in time.
   [[gnu::noinline]] void look_up_tile(const typename Indexes::Tile& indexes,
-                                      LevelTile& tile) const {
+                                      LevelTile<kFine>& tile) const {
     const typename Indexes::Tile index_tables = indexes;  // copies, which registers can keep
     const Levels<kFine> levels = levels_;
     for (Index c = 0; c < kTrellisTileColumns; ++c) levels.look_up(index_tables.at(c), tile[c]);
   }
 
-  [[gnu::noinline]] void add_tile(const LevelTile& tile, const WordVector::Tile& x,
+  [[gnu::noinline]] void add_tile(const LevelTile<kFine>& tile, const typename Vector::Tile& x,
                                   Index first_column, RowSums& sums) const {
     const Levels<kFine> levels = levels_;
-    for (Index block = 0; block < kTrellisTileColumns; block += kBlock) {
-      WordSums words = {};
-      for (Index c = block; c < block + kBlock; ++c) {
-        WordSums points;
-        levels.widen(tile[c], points);
-        add_products(points, x[c], words);
-      }
-      add_words(words, x_.step(first_column + block), sums);
-    }
-  }
-
-  static void add_products(const WordSums& points, const WordVector::Column& x, WordSums& words) {
-    for (int half = 0; half < 2; ++half) {
-      const __m256i real = points[0][half], imag = points[1][half];
-      add_difference(words[0][half], _mm256_mulhrs_epi16(real, x.real),
-                     _mm256_mulhrs_epi16(imag, x.imag));
-      add_difference(words[1][half], _mm256_mulhrs_epi16(real, x.imag),
-                     _mm256_mulhrs_epi16(imag, x.minus_real));
-    }
-  }
-
-  // Products that lie between two integers, of which there are many, are rounded up. In differences
-  // that cancels; in sums it would add up from column to column.
-  static void add_difference(__m256i& sum, __m256i plus, __m256i minus) {
-    sum = _mm256_sub_epi16(_mm256_add_epi16(sum, plus), minus);
+    x_.add_tile(levels, tile, x, first_column, sums);
   }
 
   const CodedMatrix& matrix_;
   CodeTiles tiles_;
   Indexes indexes_;
   Levels<kFine> levels_;
-  WordVector x_;
+  Vector x_;
 };
 
-template <Fine kFine>
-void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
+template <class Vector, Fine kFine>
+void multiply_taps(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
   const auto with_taps = [&]<std::size_t kTaps>() {
-    TrellisProduct<TapIndexes<kTaps, kFine>, kFine>(matrix, x).multiply(x, threads, y);
+    TrellisProduct<TapIndexes<kTaps, kFine>, kFine, Vector>(matrix, x).multiply(x, threads, y);
   };
   switch (taps_of(*matrix.trellis).size()) {
     case 3: return with_taps.template operator()<3>();
@@ -305,18 +368,28 @@ void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y
   }
 }
 
-}  // namespace
-
-void multiply_trellis(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
-  const int team = product_threads(matrix, threads, kNanosecondsPerCode);
+template <class Vector>
+void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
   if (matrix.code_bits() == 8) {
-    return TrellisProduct<ByteIndexes, Fine::word>(matrix, x).multiply(x, team, y);
+    return TrellisProduct<ByteIndexes, Fine::word, Vector>(matrix, x).multiply(x, threads, y);
   }
   switch (fine_kind(*matrix.trellis)) {
-    case Fine::none: return multiply<Fine::none>(matrix, x, team, y);
-    case Fine::previous: return multiply<Fine::previous>(matrix, x, team, y);
-    case Fine::byte: return multiply<Fine::byte>(matrix, x, team, y);
-    case Fine::word: return multiply<Fine::word>(matrix, x, team, y);
+    case Fine::none: return multiply_taps<Vector, Fine::none>(matrix, x, threads, y);
+    case Fine::previous: return multiply_taps<Vector, Fine::previous>(matrix, x, threads, y);
+    case Fine::byte: return multiply_taps<Vector, Fine::byte>(matrix, x, threads, y);
+    case Fine::word: return multiply_taps<Vector, Fine::word>(matrix, x, threads, y);
+  }
+}
+
+}  // namespace
+
+void multiply_trellis(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
+                      VectorSpan y) {
+  const int team = product_threads(matrix, threads, kNanosecondsPerCode);
+  if (precision == Precision::half) {
+    multiply<WordVector>(matrix, x, team, y);
+  } else {
+    multiply<FloatVector>(matrix, x, team, y);
   }
 }
 
