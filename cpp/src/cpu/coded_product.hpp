@@ -42,9 +42,11 @@ bool turn_products_apply(const CodedMatrix& matrix);
 void multiply_turns(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
 
 // Ring products (ring_product.cpp): 16 rings of 16 phases. Products of all phases with an entry of
-// x are tabulated in fixed point, and multiplied by the radius. Relative error about 5e-4.
+// x are tabulated and multiplied by the radius, in float32 or, at half precision, in fixed point.
+// Relative error about 1e-6, or 5e-4.
 bool ring_products_apply(const CodedMatrix& matrix);
-void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y);
+void multiply_rings(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
+                    VectorSpan y);
 
 // Trellis products (trellis_product.cpp): states of 32 rows become points by look-ups in registers,
 // which are multiplied with x in float32 or, at half precision, as integers. Relative error about

@@ -57,7 +57,6 @@ Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
   if (precision == Precision::half && turn_products_apply(matrix)) return Kernel::turns;
   if (table_products_apply(matrix)) return Kernel::tables;
   if (matrix.trellis != nullptr) return Kernel::trellis;
-  if (precision == Precision::single) return Kernel::points;
   if (ring_products_apply(matrix)) return Kernel::rings;
 #endif
   return Kernel::points;
@@ -157,7 +156,12 @@ void CpuBackend::multiply_half_spectra(const CodedMatrix& matrix, const ComplexM
 }
 
 Index CpuBackend::most_vectors(const CodedMatrix& matrix, Precision precision) const {
-  return kernel_for(matrix, precision) == Kernel::points ? 4 : 16;
+  switch (kernel_for(matrix, precision)) {
+    case Kernel::points: return 4;
+    case Kernel::rings:
+    case Kernel::trellis: return precision == Precision::half ? 16 : 12;
+    default: return 16;
+  }
 }
 
 void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
@@ -170,7 +174,7 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
   if (kernel != Kernel::points && fits_fixed_point(x, matrix.cols)) {
     switch (kernel) {
       case Kernel::turns: return multiply_turns(matrix, x, threads, y);
-      case Kernel::rings: return multiply_rings(matrix, x, threads, y);
+      case Kernel::rings: return multiply_rings(matrix, x, precision, threads, y);
       case Kernel::trellis: return multiply_trellis(matrix, x, precision, threads, y);
       default: return multiply_by_tables(matrix, x, precision, threads, y);
     }

@@ -2,14 +2,17 @@
 // 7), a ring (bits 6 to 3) and a phase (bits 2 to 0); its point is ± radius[ring] · exp(πiu / 16),
 // where u = 2 · phase + ring mod 2, so that bits 3 to 0 tell u.
 //
+// At half precision:
 // 1. Per column, the products of x with the sixteen exp(πiu / 16) in fixed point.
 // 2. Per 32 rows and column: signed radii and products are looked up in registers, multiplied and
 //    rounded to words, which a block of 16 columns cannot overflow.
 // 3. Per block the sums become float32.
+// At single precision radii and products are float32, looked up byte by byte.
 #include "coded_product.hpp"
 
 #if defined(__AVX2__)
 
+#include <array>
 #include <numbers>
 
 #include "parallel.hpp"
@@ -34,11 +37,24 @@ ProductTable unit_points() {
   return table;
 }
 
-class RingProduct {
+struct RingCodes {
+  __m256i ring;
+  __m256i angle;     // the bits that tell u
+  __m256i negative;  // all ones where so
+};
+
+RingCodes read_codes(const std::uint8_t* codes) {
+  prefetch_codes(codes);
+  const __m256i bytes = load_bytes(codes), low_nibble = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(bytes, 3), low_nibble),
+          _mm256_and_si256(bytes, low_nibble), _mm256_cmpgt_epi8(_mm256_setzero_si256(), bytes)};
+}
+
+class WordRingProduct {
  public:
   static constexpr const RowOrder& kOrder = kWordOrder;
 
-  RingProduct(const CodedMatrix& matrix, VectorView x, int threads)
+  WordRingProduct(const CodedMatrix& matrix, VectorView x, int threads)
       : tiles_(matrix, WordTables::kTileColumns),
         tables_(unit_points(), /*largest=*/1.0f, /*offset=*/0.0f, x, matrix.cols, tiles_.count(),
                 threads),
@@ -73,17 +89,12 @@ class RingProduct {
   }
 
   Column read_column(const std::uint8_t* codes) const {
-    const __m256i low_nibble = _mm256_set1_epi8(15);
-    prefetch_codes(codes);
-    const __m256i bytes = load_bytes(codes);
-    const __m256i ring = _mm256_and_si256(_mm256_srli_epi16(bytes, 3), low_nibble);
-    const __m256i negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), bytes);  // all ones if so
+    const RingCodes code = read_codes(codes);
     const auto plane = [&](int b) {
-      return _mm256_xor_si256(_mm256_shuffle_epi8(load_table(radii_[b]), ring), negative);
+      return _mm256_xor_si256(_mm256_shuffle_epi8(load_table(radii_[b]), code.ring), code.negative);
     };
     const __m256i low = plane(0), high = plane(1);
-    return {_mm256_and_si256(bytes, low_nibble),
-            {_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)}};
+    return {code.angle, {_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)}};
   }
 
   void add_block(const std::uint8_t* codes, Index first_column, RowSums& sums) const {
@@ -110,6 +121,120 @@ class RingProduct {
   alignas(16) std::uint8_t radii_[2][kRings];  // in planes of bytes
 };
 
+// Sixteen values of float32 in planes of bytes.
+class FloatTable {
+ public:
+  void fill(const __m256 (&values)[2]) {
+    const __m256i first = bytes_together(values[0]), second = bytes_together(values[1]);
+    const auto store = [&](int plane, __m256i both) {
+      _mm_store_si128(place(plane), _mm256_castsi256_si128(both));
+      _mm_store_si128(place(plane + 2), _mm256_extracti128_si256(both, 1));
+    };
+    store(0, _mm256_unpacklo_epi64(first, second));
+    store(1, _mm256_unpackhi_epi64(first, second));
+  }
+
+  // Values of rows {0-3, 16-19}, {4-7, 20-23}, {8-11, 24-27} and {12-15, 28-31}, with the signs
+  // changed that are set in the bytes of `signs`.
+  void look_up(__m256i index, __m256i signs, __m256 (&values)[4]) const {
+    const auto plane = [&](int b) { return _mm256_shuffle_epi8(load_table(planes_[b]), index); };
+    const __m256i bytes[4] = {plane(0), plane(1), plane(2), _mm256_xor_si256(plane(3), signs)};
+    const __m256i low[2] = {_mm256_unpacklo_epi8(bytes[0], bytes[1]),
+                            _mm256_unpackhi_epi8(bytes[0], bytes[1])};
+    const __m256i high[2] = {_mm256_unpacklo_epi8(bytes[2], bytes[3]),
+                             _mm256_unpackhi_epi8(bytes[2], bytes[3])};
+    for (int half = 0; half < 2; ++half) {
+      values[2 * half] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low[half], high[half]));
+      values[2 * half + 1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low[half], high[half]));
+    }
+  }
+
+ private:
+  __m128i* place(int plane) { return reinterpret_cast<__m128i*>(planes_[plane]); }
+
+  // The eight lowest bytes, then the next ones.
+  static __m256i bytes_together(__m256 values) {
+    const __m256i in_halves =
+        load_table(kBytesTogether);  // of four values: lowest bytes, then the next ones
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_castps_si256(values), in_halves),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
+
+  alignas(16) static constexpr std::uint8_t kBytesTogether[kTableSize] = {
+      0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+
+  alignas(16) std::uint8_t planes_[4][kTableSize];
+};
+
+class FloatRingProduct {
+ public:
+  static constexpr RowOrder kOrder = {0, 1, 2,  3,  16, 17, 18, 19, 4,  5,  6,  7,  20, 21, 22, 23,
+                                      8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31};
+
+  FloatRingProduct(const CodedMatrix& matrix, VectorView x, int threads)
+      : tiles_(matrix, kTileColumns),
+        products_(static_cast<std::size_t>(tiles_.count() * kTileColumns)) {
+    __m256 radii[2];
+    for (Index half = 0; half < 2; ++half) {
+      alignas(32) float eight[8];
+      for (Index i = 0; i < 8; ++i) {
+        eight[i] = matrix.constellation->rings[8 * half + i].radius;
+      }
+      radii[half] = _mm256_load_ps(eight);
+    }
+    radii_.fill(radii);
+    const ProductTable units = unit_points();
+    parallel_for(tiles_.count(), threads, [&](Index tile) {
+      const Index first = tile * kTileColumns;
+      const Entries<kTileColumns> entries(x, first, matrix.cols);
+      for (Index l = 0; l < kTileColumns; ++l) {
+        Products products(0.0f);
+        products.add(units, entries.real[l], entries.imag[l]);
+        products_[first + l][0].fill(products.real);
+        products_[first + l][1].fill(products.imag);
+      }
+    });
+  }
+
+  const CodeTiles& tiles() const { return tiles_; }
+  float factor() const { return 1.0f; }
+
+  void add_tile(const std::uint8_t* codes, Index tile, RowSums& sums) const {
+    RowSums tile_sums = {};
+    for (Index c = 0; c < kTileColumns; ++c) {
+      add_column(codes + c * kPanelRows, products_[tile * kTileColumns + c], tile_sums);
+    }
+    for (int component = 0; component < 2; ++component) {
+      for (int part = 0; part < 4; ++part) {
+        sums[component][part] = _mm256_add_ps(sums[component][part], tile_sums[component][part]);
+      }
+    }
+  }
+
+ private:
+  static constexpr Index kTileColumns = 64;
+  using ColumnProducts = std::array<FloatTable, 2>;  // real and imaginary parts
+
+  void add_column(const std::uint8_t* codes, const ColumnProducts& column, RowSums& sums) const {
+    const RingCodes code = read_codes(codes);
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i signs = _mm256_and_si256(code.negative, _mm256_set1_epi8(-128));
+    __m256 radii[4];
+    radii_.look_up(code.ring, signs, radii);
+    for (int component = 0; component < 2; ++component) {
+      __m256 products[4];
+      column[component].look_up(code.angle, zero, products);
+      for (int part = 0; part < 4; ++part) {
+        sums[component][part] = _mm256_fmadd_ps(radii[part], products[part], sums[component][part]);
+      }
+    }
+  }
+
+  CodeTiles tiles_;
+  FloatTable radii_;
+  std::vector<ColumnProducts> products_;
+};
+
 }  // namespace
 
 bool ring_products_apply(const CodedMatrix& matrix) {
@@ -123,9 +248,14 @@ bool ring_products_apply(const CodedMatrix& matrix) {
   return true;
 }
 
-void multiply_rings(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
+void multiply_rings(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
+                    VectorSpan y) {
   const int team = product_threads(matrix, threads, kNanosecondsPerCode);
-  multiply_panels(RingProduct(matrix, x, team), matrix, x, team, y);
+  if (precision == Precision::half) {
+    multiply_panels(WordRingProduct(matrix, x, team), matrix, x, team, y);
+  } else {
+    multiply_panels(FloatRingProduct(matrix, x, team), matrix, x, team, y);
+  }
 }
 
 }  // namespace llava_fa::cpu
