@@ -59,9 +59,9 @@ struct Entries {
   float imag[kCount] = {};
 
   Entries(VectorView x, Index first, Index cols) {
-    const Index count = std::clamp(cols - first, Index{0}, kCount);
-    std::copy_n(x.real + first, count, real);
-    std::copy_n(x.imag + first, count, imag);
+    const Index begin = std::min(first, cols), count = std::min(kCount, cols - begin);
+    std::copy_n(x.real + begin, count, real);
+    std::copy_n(x.imag + begin, count, imag);
   }
 };
 
@@ -164,6 +164,15 @@ inline void add_words(const WordSums& words, float step, RowSums& sums) {
     for (int half = 0; half < 2; ++half) {
       add(_mm256_madd_epi16(words[component][half], even), sums[component][2 * half]);
       add(_mm256_madd_epi16(words[component][half], odd), sums[component][2 * half + 1]);
+    }
+  }
+}
+
+// sums += more.
+inline void add_sums(const RowSums& more, RowSums& sums) {
+  for (int component = 0; component < 2; ++component) {
+    for (int part = 0; part < 4; ++part) {
+      sums[component][part] = _mm256_add_ps(sums[component][part], more[component][part]);
     }
   }
 }

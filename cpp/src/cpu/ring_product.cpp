@@ -13,6 +13,7 @@
 #if defined(__AVX2__)
 
 #include <array>
+#include <memory>
 #include <numbers>
 
 #include "parallel.hpp"
@@ -152,16 +153,14 @@ class FloatTable {
  private:
   __m128i* place(int plane) { return reinterpret_cast<__m128i*>(planes_[plane]); }
 
-  // The eight lowest bytes, then the next ones.
+  // The eight lowest bytes, then the next ones: first so within each half of the register.
   static __m256i bytes_together(__m256 values) {
-    const __m256i in_halves =
-        load_table(kBytesTogether);  // of four values: lowest bytes, then the next ones
-    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_castps_si256(values), in_halves),
-                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    constexpr std::uint8_t kInHalf[kTableSize] = {0, 4, 8,  12, 1, 5, 9,  13,
+                                                  2, 6, 10, 14, 3, 7, 11, 15};
+    return _mm256_permutevar8x32_epi32(
+        _mm256_shuffle_epi8(_mm256_castps_si256(values), load_table(kInHalf)),
+        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
-
-  alignas(16) static constexpr std::uint8_t kBytesTogether[kTableSize] = {
-      0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
 
   alignas(16) std::uint8_t planes_[4][kTableSize];
 };
@@ -173,7 +172,8 @@ class FloatRingProduct {
 
   FloatRingProduct(const CodedMatrix& matrix, VectorView x, int threads)
       : tiles_(matrix, kTileColumns),
-        products_(static_cast<std::size_t>(tiles_.count() * kTileColumns)) {
+        products_(std::make_unique_for_overwrite<ColumnProducts[]>(
+            static_cast<std::size_t>(tiles_.count() * kTileColumns))) {
     __m256 radii[2];
     for (Index half = 0; half < 2; ++half) {
       alignas(32) float eight[8];
@@ -204,11 +204,7 @@ class FloatRingProduct {
     for (Index c = 0; c < kTileColumns; ++c) {
       add_column(codes + c * kPanelRows, products_[tile * kTileColumns + c], tile_sums);
     }
-    for (int component = 0; component < 2; ++component) {
-      for (int part = 0; part < 4; ++part) {
-        sums[component][part] = _mm256_add_ps(sums[component][part], tile_sums[component][part]);
-      }
-    }
+    add_sums(tile_sums, sums);
   }
 
  private:
@@ -232,7 +228,7 @@ class FloatRingProduct {
 
   CodeTiles tiles_;
   FloatTable radii_;
-  std::vector<ColumnProducts> products_;
+  std::unique_ptr<ColumnProducts[]> products_;
 };
 
 }  // namespace

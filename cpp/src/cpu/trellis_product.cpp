@@ -181,7 +181,7 @@ class WordVector {
     return 0x10001u * static_cast<std::uint16_t>(static_cast<std::int32_t>(std::nearbyint(value)));
   }
 
-  static void add_products(const WordSums& points, const WordVector::Column& x, WordSums& words) {
+  static void add_products(const WordSums& points, const Column& x, WordSums& words) {
     for (int half = 0; half < 2; ++half) {
       const __m256i real = points[0][half], imag = points[1][half];
       add_difference(words[0][half], _mm256_mulhrs_epi16(real, x.real),
@@ -230,11 +230,7 @@ class FloatVector {
       add_products(points, _mm256_broadcast_ss(x.real + c), _mm256_broadcast_ss(x.imag + c),
                    tile_sums);
     }
-    for (int component = 0; component < 2; ++component) {
-      for (int part = 0; part < 4; ++part) {
-        sums[component][part] = _mm256_add_ps(sums[component][part], tile_sums[component][part]);
-      }
-    }
+    add_sums(tile_sums, sums);
   }
 
  private:
