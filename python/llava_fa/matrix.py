@@ -128,7 +128,7 @@ class CompressedMatrix:
         """
         rows, cols = self.spec.shape
         shape = x.shape
-        if not x.is_cpu or shape[-1] != cols:
+        if not x.is_cpu or shape[-1:] != (cols,):  # a single number has no width
             raise ValueError(
                 f"activations have shape {tuple(shape)} on {x.device}, expected (..., {cols}) on "
                 "the CPU"

@@ -31,8 +31,8 @@ class Remembered(Generic[T]):
     """
 
     def __init__(self) -> None:
-        # By the tensors' identities: torch's dictionary of tensors takes longer to find one than
-        # all else that happens here. An entry goes with its tensor, before there is another.
+        # By the tensors' identities: torch's dictionary of tensors makes several calls in Python to
+        # find one. An entry goes with its tensor, before another can have its identity.
         self._entries: dict[int, _Entry] = {}
 
     def __len__(self) -> int:

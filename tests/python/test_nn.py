@@ -391,6 +391,8 @@ class TestBadInputs:
         multiply = matrix().multiply
         with pytest.raises(ValueError, match=r"shape \(3, 21\) on cpu, expected \(\.\.\., 22\)"):
             multiply(torch.zeros(3, 21), torch.float32, half=False)
+        with pytest.raises(ValueError, match=r"shape \(\) on cpu, expected \(\.\.\., 22\)"):
+            multiply(torch.zeros(()), torch.float32, half=False)
         with pytest.raises(TypeError, match="float64, expected float32, bfloat16 or float16"):
             multiply(inputs(1).double(), torch.float32, half=False)
         with pytest.raises(TypeError, match="int8, expected float32, bfloat16 or float16"):
