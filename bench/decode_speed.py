@@ -1,9 +1,9 @@
 """How fast are products with packed matrices, against dense ones and against the memory's speed?
 
 1. One token: layers of LLaVA-1.5-7B and Qwen2.5-VL-3B, `FourierLinear` against torch's dense layer
-   in float32 and bfloat16, and, with ``--peers-python``, bitsandbytes' NF4 layer. Codes are random:
-   speed does not depend on them. Layers change from call to call, so that none stays in a cache,
-   and all of one shape are measured in turn.
+   in float32 and bfloat16, and, with ``--peers-python``, NF4 of bitsandbytes and int4 of torchao.
+   Codes are random: speed does not depend on them. Layers change from call to call, so that none
+   stays in a cache, and all of one shape are measured in turn.
 2. 512 tokens of the same.
 3. A text model with random weights: tokens per second, time to the first token, resident memory.
 4. The trained tiny model: whether the packed run time answers as the dense one.
@@ -39,6 +39,7 @@ SHAPES = {
     "LLaVA-1.5-7B": ((4096, 4096), (11008, 4096), (4096, 11008)),
     "Qwen2.5-VL-3B": ((2048, 2048), (11008, 2048), (2048, 11008)),
 }
+NF4 = "bitsandbytes NF4"
 CODES: tuple[tuple[str, float], ...] = (
     ("ring", 2),
     ("ring", 3),
@@ -46,6 +47,7 @@ CODES: tuple[tuple[str, float], ...] = (
     ("trellis", 2),
     ("trellis", 4),
 )
+PEERS = {NF4: 15, "torchao int4": 61}  # calls that are timed
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # More than any processor's cache, in bytes of packed layers that take turns.
 SPREAD_BYTES = 1.5e8
@@ -222,20 +224,23 @@ def layer_rows(
 
 
 def peer_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
-    """Time bitsandbytes' layer in its own environment."""
+    """Time the layers of others in their own environment."""
     if python is None:
         return []
     shapes = [shape for group in SHAPES.values() for shape in group]
-    options = {"shapes": shapes[:1] if quick else shapes, "repeats": 3 if quick else 15}
-    finished = subprocess.run(
-        [str(python), "-m", "bench.peers.decode", json.dumps(options)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if finished.returncode != 0:
-        return [{"peer": "bitsandbytes NF4", "reason": finished.stderr.strip()[-200:]}]
-    rows: list[dict[str, Any]] = json.loads(finished.stdout.splitlines()[-1])
+    rows: list[dict[str, Any]] = []
+    for peer, repeats in PEERS.items():
+        options = {"shapes": shapes[:1] if quick else shapes, "repeats": 3 if quick else repeats}
+        finished = subprocess.run(
+            [str(python), "-m", "bench.peers.decode", peer, json.dumps(options)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if finished.returncode == 0:
+            rows += json.loads(finished.stdout.splitlines()[-1])
+        else:
+            rows.append({"peer": peer, "reason": finished.stderr.strip()[-200:]})
     return rows
 
 
@@ -281,7 +286,7 @@ def targets(
 ) -> list[dict[str, Any]]:
     """Judge the layers of LLaVA-1.5-7B, and the answers of the tiny model."""
     rows = []
-    peer_ms = {row.get("layer"): row.get("bfloat16 ms") for row in peers}
+    nf4_ms = {row.get("layer"): row.get("bfloat16 ms") for row in peers if row["peer"] == NF4}
     for row in one[: 2 * len(CODES)]:
         bounds = {"ring 4": 2.5, "ring 2": 4.0}
         if row["code"] in bounds:
@@ -289,9 +294,9 @@ def targets(
             rows.append(support.target(what, row["times bfloat16"], bounds[row["code"]], True))
             what = f"one token, {row['layer']}, {row['code']}: share of the transforms"
             rows.append(support.target(what, row["transforms"], 0.15, False))
-            if peer := peer_ms.get(row["layer"]):
+            if nf4 := nf4_ms.get(row["layer"]):
                 what = f"one token, {row['layer']}, {row['code']}: times NF4 of bitsandbytes"
-                rows.append(support.target(what, peer / row["bfloat16 ms"], 2.0, True))
+                rows.append(support.target(what, nf4 / row["bfloat16 ms"], 2.0, True))
         if row["code"].startswith("trellis"):
             bits = row["code"].split()[1]
             ring = next(r for r in one if (r["layer"], r["code"]) == (row["layer"], f"ring {bits}"))
@@ -313,7 +318,7 @@ def targets(
 def main() -> None:
     """Measure and publish."""
     parser = support.parser(__doc__, "decode_speed")
-    parser.add_argument("--peers-python", type=Path, help="interpreter that has bitsandbytes")
+    parser.add_argument("--peers-python", type=Path, help="interpreter that has the peers")
     arguments = parser.parse_args()
     quick = arguments.quick
     shapes = [(model, shape) for model, group in SHAPES.items() for shape in group]

@@ -67,9 +67,12 @@ def quality_section() -> str:
 
 
 def decoding_text() -> str:
-    """One token through packed layers, beside dense ones and bitsandbytes."""
+    """One token through packed layers, beside dense ones and those of others."""
     found = _load("decode_speed")
-    peers = {row["layer"]: row for row in found["tables"].get("Peers, one token", [])}
+    peers = {
+        (row["peer"], row["layer"]): row["bfloat16 ms"]
+        for row in found["tables"]["Peers, one token"]
+    }
     columns = {
         "layer": "layer",
         "code": "code",
@@ -80,12 +83,15 @@ def decoding_text() -> str:
     rows = []
     for row in found["tables"]["One token"]:
         if row["model"] == "LLaVA-1.5-7B" and row["layer"] != "4096 x 11008":
-            nf4 = peers.get(row["layer"], {}).get("bfloat16 ms")
-            rows.append({new: row[old] for old, new in columns.items()} | {"NF4, ms": nf4})
+            others = {
+                "NF4, ms": peers["bitsandbytes NF4", row["layer"]],
+                "int4, ms": peers["torchao int4", row["layer"]],
+            }
+            rows.append({new: row[old] for old, new in columns.items()} | others)
     return (
         f"**Run time**, packed layers of LLaVA-1.5-7B, one token "
         f"({found['machine']['processor']}, {found['machine']['cores']} cores, AVX2; NF4 is "
-        f"bitsandbytes' layer in the same run):\n\n{markdown(rows)}\n\n"
+        f"bitsandbytes' layer, int4 torchao's, in the same run):\n\n{markdown(rows)}\n\n"
         "Targets that were missed stand in `bench/results/decode_speed.md`.\n\n"
     )
 

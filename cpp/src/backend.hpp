@@ -140,7 +140,8 @@ class Backend {
                                      int threads, ComplexMatrix& y) const = 0;
   // Up to how many vectors multiply_vector for each is faster than multiply_half_spectra.
   virtual Index most_vectors(const CodedMatrix& matrix, Precision precision) const = 0;
-  // y[k] = row_scale[k] · sum_l point(k, l) · x[l], complex, x (cols) and y (rows) in planes.
+  // y[k] = row_scale[k] · sum_l point(k, l) · x[l], complex, x (cols) and y (rows) in planes. x is
+  // the spectrum of real values: x[cols - l] is the conjugate of x[l].
   virtual void multiply_vector(const CodedMatrix& matrix, const float* x_real, const float* x_imag,
                                Precision precision, int threads, float* y_real,
                                float* y_imag) const = 0;

@@ -15,7 +15,7 @@ from .matrix_spec import MatrixSpec
 from .shards import DTYPE_NAMES, Checkpoint, TensorEntry
 
 QUANT_METHOD = "llava_fa"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,13 @@ TEST_CASE("CUDA: sizes around panels, groups, parts and tiles, and the low rank"
     CAPTURE(m);
     CAPTURE(n);
     CAPTURE(batch);
-    const PackedMatrix packed = compressed(m, n, Codec::ring, 6, rank);
-    const reference::Dense x = reference::gaussian(batch, n, 74);
-    CHECK(reference::product_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
-    CHECK(reference::product_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
+    for (const Codec codec : {Codec::ring, Codec::trellis}) {
+      CAPTURE(codec_name(codec));
+      const PackedMatrix packed = compressed(m, n, codec, 6, rank);
+      const reference::Dense x = reference::gaussian(batch, n, 74);
+      CHECK(reference::product_error(packed, x, product(packed, x, Precision::single)) <= 1e-5);
+      CHECK(reference::product_error(packed, x, product(packed, x, Precision::half)) <= 1e-3);
+    }
   }
 }
 

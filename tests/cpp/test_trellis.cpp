@@ -15,10 +15,14 @@ using namespace llava_fa;
 
 namespace {
 
-std::vector<std::vector<std::uint16_t>> unpacked(const PolarCodes& codes) {
-  std::vector<std::vector<std::uint16_t>> rows;
-  for (Index k = 0; k < codes.rows; ++k) rows.push_back(codes_of_row(codes, k));
-  return rows;
+// Stored codes of the rows of every column, in order of the columns.
+std::vector<std::vector<std::uint16_t>> columns_of(const PolarCodes& codes) {
+  std::vector<std::vector<std::uint16_t>> columns(codes.cols);
+  for (Index k = 0; k < codes.rows; ++k) {
+    const auto row = codes_of_row(codes, k);
+    for (Index l = 0; l < codes.cols; ++l) columns[l].push_back(row[stored_column(codes.cols, l)]);
+  }
+  return columns;
 }
 
 // The code that is stored as `stored`, by the definition in docs/format.md.
@@ -48,6 +52,22 @@ double mean_error(const ComplexMatrix& values, const ComplexMatrix& decoded) {
 }
 
 }  // namespace
+
+TEST_CASE("codes of a column and of its mirror image are stored side by side, all columns once") {
+  for (const Index n : {1, 2, 3, 4, 7, 8, 31, 4096}) {
+    CAPTURE(n);
+    std::vector<Index> columns(static_cast<std::size_t>(n), -1);
+    for (Index l = 0; l < n; ++l) columns.at(static_cast<std::size_t>(stored_column(n, l))) = l;
+    CHECK(std::ranges::find(columns, -1) == columns.end());
+    for (Index place = 0; place + 1 < n - 1; place += 2) {
+      const auto pair = columns.begin() + place;
+      CHECK(pair[0] + pair[1] == n);
+      CHECK(pair[0] == place / 2 + 1);
+    }
+    CHECK(columns[static_cast<std::size_t>((n - 1) / 2 * 2)] == 0);
+    if (n % 2 == 0) CHECK(columns.back() == n / 2);
+  }
+}
 
 TEST_CASE("a point follows from look-ups by the nibbles of its state") {
   for (int code_bits = 1; code_bits <= kMaxTrellisCodeBits; ++code_bits) {
@@ -170,12 +190,11 @@ TEST_CASE("rows decode to the points of their circular states, in any range") {
       const Trellis& code = trellis(code_bits, state_bits);
       const ComplexMatrix all = trellis_decode(codes, 10);
       CHECK(reference::distance(all, written) == 0.0);
-      const auto rows_of_codes = unpacked(codes);
+      const auto columns = columns_of(codes);
       for (Index segment = 0; segment < segment_count(rows); ++segment) {
         const Index begin = segment_begin(rows, segment), end = segment_begin(rows, segment + 1);
         for (Index l = 0; l < cols; ++l) {
-          std::vector<std::uint16_t> column(rows);
-          for (Index k = 0; k < rows; ++k) column[k] = rows_of_codes[k][l];
+          const std::vector<std::uint16_t>& column = columns[l];
           for (Index k = begin; k < end; ++k) {
             const std::uint32_t s = state_of(column, k, begin, end, code_bits, state_bits);
             std::vector<float> real(cols), imag(cols);
@@ -221,7 +240,7 @@ TEST_CASE("the search comes close to the best of all circular sequences") {
     for (Index l = 0; l < cols; ++l) scale[k] += std::norm(reference::entry(values, k, l)) / cols;
     scale[k] = std::sqrt(scale[k]);
   }
-  const auto rows_of_codes = unpacked(codes);
+  const auto columns = columns_of(codes);
   double found_total = 0, best_total = 0;
   for (Index l = 0; l < cols; ++l) {
     const auto cost = [&](unsigned sequence) {
@@ -236,7 +255,7 @@ TEST_CASE("the search comes close to the best of all circular sequences") {
       return total;
     };
     unsigned found = 0;
-    for (Index k = 0; k < rows; ++k) found |= unsigned(rows_of_codes[k][l]) << k;
+    for (Index k = 0; k < rows; ++k) found |= unsigned(columns[l][k]) << k;
     double best = cost(0);
     for (unsigned sequence = 1; sequence < 4096; ++sequence) best = std::min(best, cost(sequence));
     CHECK(cost(found) >= best - 1e-6);

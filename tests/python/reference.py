@@ -106,16 +106,30 @@ def trellis_points(code_bits: int, state_bits: int) -> Complex:
     return np.asarray(real + 1j * imag)
 
 
+def trellis_column_order(n: int) -> list[int]:
+    """Columns in the order of their stored codes: each next to its mirror image."""
+    order: list[int] = []
+    for column in range(1, (n + 1) // 2):
+        order += [column, n - column]
+    return [*order, 0] if n % 2 else [*order, 0, n // 2]
+
+
 def trellis_codes(stored: npt.NDArray[np.int64], code_bits: int) -> npt.NDArray[np.int64]:
-    """The codes that states are made of: of 8 bits, their own coarse indices are stored."""
+    """The codes that states are made of, column by column.
+
+    Of 8 bits, their own coarse indices are stored.
+    """
+    order = trellis_column_order(stored.shape[1])
+    values = np.empty_like(stored)
+    values[:, order] = stored
     if code_bits < 8:
-        return stored
+        return values
     columns = trellis_tables(8)[0]
     codes = np.arange(256)
     coarse = np.zeros_like(codes)
     for bit in range(8):
         coarse ^= (codes >> bit & 1) * (columns[bit] & 255)
-    return np.argsort(coarse)[stored]
+    return np.argsort(coarse)[values]
 
 
 def trellis_entries(

@@ -68,7 +68,7 @@ class TestResult:
             "quantization_config"
         ]
         assert quantization["quant_method"] == "llava_fa"
-        assert quantization["format_version"] == 2
+        assert quantization["format_version"] == 3
         assert CompressionConfig.from_dict(quantization["config"]) == CompressionConfig()
         for values in quantization["modules"].values():
             assert MatrixSpec.from_dict(values).to_dict() == values

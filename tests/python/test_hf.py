@@ -221,17 +221,17 @@ class TestDamage:
             load(packed)
 
     def test_future_version(self, packed: Path) -> None:
-        edit_quantization(packed, format_version=3)
-        with pytest.raises(FormatError, match=r"format version 3.*upgrade"):
+        edit_quantization(packed, format_version=4)
+        with pytest.raises(FormatError, match=r"format version 4.*upgrade"):
             load(packed)
 
     def test_future_version_of_one_matrix(self, packed: Path) -> None:
         def newer(header: torch.Tensor) -> torch.Tensor:
-            header[0] = 3
+            header[0] = 4
             return header
 
         edit_tensor(packed, f"{Q}.header", newer)
-        with pytest.raises(FormatError, match=rf"{Q}.*version 3"):
+        with pytest.raises(FormatError, match=rf"{Q}.*version 4"):
             load(packed)
 
     @pytest.mark.parametrize("modules", [{}, None, [1], {Q: {"shape": [4]}}, {Q: 5}])

@@ -279,7 +279,7 @@ def test_corrupted_state_is_refused_by_name():
     with pytest.raises(FormatError, match="row_scale"):
         CompressedMatrix.from_state_dict({**state, "row_scale": state["row_scale"] * torch.nan})
     header = state["header"].clone()
-    header[0] = 3
+    header[0] = 4
     with pytest.raises(FormatError, match="install a newer llava-fa"):
         CompressedMatrix.from_state_dict({**state, "header": header})
 

@@ -111,14 +111,15 @@ def test_codes_decode_to_the_points_that_the_format_states(codec, code_bits):
     np.testing.assert_allclose(decoded, expected, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("cols", [40, 41])
 @pytest.mark.parametrize(("code_bits", "state_bits"), [(1, 8), (4, 10), (5, 12), (8, 12)])
-def test_trellis_codes_decode_to_the_points_that_the_format_states(code_bits, state_bits):
+def test_trellis_codes_decode_to_the_points_that_the_format_states(code_bits, state_bits, cols):
     rng = np.random.default_rng(3)
-    shape = (300, 40)
+    shape = (300, cols)
     values = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
     codes, scale = llava_fa.polar_encode(values, code_bits, "trellis", state_bits=state_bits)
-    decoded = llava_fa.polar_decode(codes, scale, 40, code_bits, "trellis", state_bits=state_bits)
-    unpacked = reference.unpack_codes(codes, 40, code_bits)
+    decoded = llava_fa.polar_decode(codes, scale, cols, code_bits, "trellis", state_bits=state_bits)
+    unpacked = reference.unpack_codes(codes, cols, code_bits)
     points = reference.trellis_entries(unpacked, code_bits, state_bits)
     np.testing.assert_allclose(decoded, scale.astype(float)[:, None] * points, atol=1e-5)
     # between the Shannon limit and memoryless coding
@@ -136,6 +137,27 @@ def test_any_trellis_codes_decode_to_the_documented_points(code_bits, state_bits
     decoded = llava_fa.polar_decode(packed, scale, 64, code_bits, "trellis", state_bits=state_bits)
     codes = reference.unpack_codes(packed, 64, code_bits)
     np.testing.assert_array_equal(decoded, reference.trellis_entries(codes, code_bits, state_bits))
+
+
+@pytest.mark.parametrize(
+    ("n", "order"),
+    [
+        (1, [0]),
+        (2, [0, 1]),
+        (3, [1, 2, 0]),
+        (7, [1, 6, 2, 5, 3, 4, 0]),
+        (8, [1, 7, 2, 6, 3, 5, 0, 4]),
+    ],
+)
+def test_trellis_codes_lie_next_to_those_of_the_mirror_image(n, order):
+    assert reference.trellis_column_order(n) == order
+
+
+@pytest.mark.parametrize("code_bits", range(1, 6))
+def test_sums_of_two_trellis_levels_fit_a_signed_byte(code_bits):
+    _, coarse, fine, shift = reference.trellis_tables(code_bits)
+    assert shift == 0
+    assert np.abs(np.add.outer(coarse, fine)).max() <= 63
 
 
 def test_decode_checks_the_sizes():

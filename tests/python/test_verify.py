@@ -195,9 +195,9 @@ class TestDamage:
     def test_future_version(self, packed: Path) -> None:
         path = packed / "config.json"
         config = json.loads(path.read_text())
-        config["quantization_config"]["format_version"] = 3
+        config["quantization_config"]["format_version"] = 4
         path.write_text(json.dumps(config))
-        with pytest.raises(FormatError, match="format version 3"):
+        with pytest.raises(FormatError, match="format version 4"):
             verify_checkpoint(packed)
 
 

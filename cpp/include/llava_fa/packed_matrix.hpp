@@ -17,7 +17,7 @@
 
 namespace llava_fa {
 
-inline constexpr std::int64_t kFormatVersion = 2;
+inline constexpr std::int64_t kFormatVersion = 3;
 inline constexpr Index kHeaderLength = 10;
 // Bounds that keep every size computation far from overflow.
 inline constexpr Index kMaxChannels = Index{1} << 28;

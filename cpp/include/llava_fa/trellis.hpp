@@ -19,6 +19,16 @@ inline constexpr int kMaxTrellisCodeBits = 8;
 inline constexpr int kDefaultStateBits = 12;
 inline constexpr int kLevelBits = 5;  // coarse levels are multiples of 2^-5
 
+// Where the codes of a column are stored: next to those of its mirror image n - l, as a product
+// with a spectrum multiplies both with the same entry; columns that are their own mirror images
+// come last (docs/format.md).
+constexpr Index stored_column(Index n, Index column) {
+  const Index pairs = (n - 1) / 2;
+  if (column == 0) return 2 * pairs;
+  if (2 * column == n) return 2 * pairs + 1;
+  return 2 * column < n ? 2 * (column - 1) : 2 * (n - column - 1) + 1;
+}
+
 // 2^state_bits complex points, one per state. The state of an entry is the last `state_bits` bits
 // of its column's codes, newest in the low bits; every entry adds `code_bits` of them.
 //

@@ -158,6 +158,7 @@ class SegmentEncoder {
       point_imag = coding_.constellation->point_imag.data();
     }
     const double d = column_cost(j);
+    const Index place = search_ ? stored_column(cols_, j) : j;
     const float *fr = reference_.real(c), *fi = reference_.imag(c);
     float *ar = original_.real(c), *ai = original_.imag(c);
     for (Index r = 0; r < rows_; ++r) {
@@ -170,7 +171,7 @@ class SegmentEncoder {
       energy_[r] += d * (fr[r] * fr[r] + fi[r] * fi[r]);
       x[r] = ar[r] - qr;
       y[r] = ai[r] - qi;
-      codes_[r * cols_ + j] = search_ ? coding_.trellis->stored_code(picked_[r]) : picked_[r];
+      codes_[r * cols_ + place] = search_ ? coding_.trellis->stored_code(picked_[r]) : picked_[r];
     }
   }
 
@@ -253,7 +254,7 @@ class SegmentEncoder {
   std::vector<float> relative_;                  // target over scale, then the error
   std::vector<float> scale_, inverse_, weight_;  // per row
   std::vector<std::uint16_t> picked_;            // states or codes of a column
-  std::vector<std::uint16_t> codes_;             // (rows, cols)
+  std::vector<std::uint16_t> codes_;             // (rows, cols), as they are stored
   // Per row, sums over columns j of D_j times |(Δ M)_j|², <(A M)_j, (Q M)_j>, |(Q M)_j|², |(A
   // M)_j|².
   std::vector<double> cost_, cross_, power_, energy_;

@@ -141,7 +141,8 @@ TrellisStates::TrellisStates(const std::uint8_t* packed, Index rows, Index cols,
     : rows_(rows),
       codes_(packed, rows, cols, code.code_bits),
       code_(code),
-      states_(static_cast<std::size_t>(cols)) {}
+      states_(static_cast<std::size_t>(cols)),
+      read_(static_cast<std::size_t>(cols)) {}
 
 const std::vector<std::uint16_t>& TrellisStates::at(Index row) {
   if (row != next_ || row == end_) {
@@ -154,20 +155,30 @@ const std::vector<std::uint16_t>& TrellisStates::at(Index row) {
 }
 
 void TrellisStates::push(Index row) {
-  const std::uint16_t* codes =
-      code_.code_bits == 8 ? codes_of_stored(codes_.row(row)) : codes_.row(row);
+  read_codes(codes_.row(row));
   const auto mask = static_cast<std::uint16_t>((1u << code_.state_bits) - 1);
   const int bits = code_.code_bits;
-  std::uint16_t* states = states_.data();
+  const std::uint16_t* __restrict read = read_.data();
+  std::uint16_t* __restrict states = states_.data();
   for (std::size_t l = 0; l < states_.size(); ++l) {
-    states[l] = static_cast<std::uint16_t>(((states[l] << bits) | codes[l]) & mask);
+    states[l] = static_cast<std::uint16_t>(((states[l] << bits) | read[l]) & mask);
   }
 }
 
-const std::uint16_t* TrellisStates::codes_of_stored(const std::uint16_t* stored) {
+// The inverse of stored_column and of stored_code for a whole row.
+void TrellisStates::read_codes(const std::uint16_t* __restrict stored) {
+  const auto n = static_cast<Index>(read_.size()), pairs = (n - 1) / 2;
+  std::uint16_t* __restrict read = read_.data();
+  for (Index i = 0; i < pairs; ++i) read[1 + i] = stored[2 * i];
+  for (Index i = 0; i < pairs; ++i) read[n - 1 - i] = stored[2 * i + 1];
+  read[0] = stored[2 * pairs];
+  if (n % 2 == 0) read[n / 2] = stored[2 * pairs + 1];
+  if (code_.code_bits == 8) undo_stored_codes();
+}
+
+void TrellisStates::undo_stored_codes() {
   const auto& code_of = code_.code_of_stored;
-  const std::size_t count = states_.size();
-  read_.resize(count);
+  const std::size_t count = read_.size();
   std::size_t l = 0;
 #if defined(__AVX2__)
   // Zero gives zero, so that the upper bytes of words stay as they are.
@@ -178,13 +189,11 @@ const std::uint16_t* TrellisStates::codes_of_stored(const std::uint16_t* stored)
   }
   const HalfTables tables(bytes);
   for (; l + 16 <= count; l += 16) {
-    const auto words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored + l));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(read_.data() + l),
-                        tables.look_up(halves_of(words)));
+    auto* words = reinterpret_cast<__m256i*>(read_.data() + l);
+    _mm256_storeu_si256(words, tables.look_up(halves_of(_mm256_loadu_si256(words))));
   }
 #endif
-  for (; l < count; ++l) read_[l] = code_of[stored[l]];
-  return read_.data();
+  for (; l < count; ++l) read_[l] = code_of[read_[l]];
 }
 
 // Rebuilds the states from the rows before, circularly within the row's segment.

@@ -53,14 +53,15 @@ class TrellisStates {
 
  private:
   void push(Index row);
-  const std::uint16_t* codes_of_stored(const std::uint16_t* stored);
+  void read_codes(const std::uint16_t* stored);
+  void undo_stored_codes();
   void enter(Index row);
 
   Index rows_;
   RowCodesReader codes_;
   const Trellis& code_;
   std::vector<std::uint16_t> states_;
-  std::vector<std::uint16_t> read_;  // codes of the last row, if they are stored as others
+  std::vector<std::uint16_t> read_;  // codes of the last row, in order of the columns
   Index next_ = -1;                  // row whose states follow from the present ones
   Index end_ = -1;                   // of the present segment
 };

@@ -1,11 +1,16 @@
 // Trellis products: the point of an entry follows from look-ups in tables of sixteen bytes.
 //
-// 1. At half precision x becomes integers of up to 16 bits, with a step per block of 16 columns.
+// Columns l and n - l lie side by side (docs/format.md), and x[n - l] is the conjugate of x[l] = u
+// + iv. With a and b the points of both, a x[l] + b x[n - l] is
+//   Re(a + b) u - Im(a - b) v + i (Re(a - b) v + Im(a + b) u):
+// four real products per pair instead of eight.
+//
+// 1. At half precision x becomes integers of up to 16 bits, with a step per block of 8 pairs.
 // 2. Per panel and tile the codes are unpacked, and per 32 rows and column they give the indices of
 //    the levels of both parts (trellis_indexes.hpp).
-// 3. These become words. At half precision they are multiplied with x and rounded to 16 bits, which
-//    a block of 16 columns cannot overflow, and the block's sums become float32. At single
-//    precision the words, which are exact, become float32 first.
+// 3. Levels of pairs are added and subtracted, and become words. At half precision these are
+//    multiplied with x and rounded to 16 bits, which a block cannot overflow, and the block's sums
+//    become float32. At single precision the words, which are exact, become float32 first.
 #include "coded_product.hpp"
 
 #if defined(__AVX2__)
@@ -19,18 +24,38 @@
 namespace llava_fa::cpu {
 namespace {
 
-constexpr Index kBlock = 16;  // columns that share a step
+constexpr Index kTilePairs = kTrellisTileColumns / 2;  // of columns that are mirror images
+constexpr Index kBlock = 8;                            // pairs that share a step
 // What the products of a block with the largest levels may add up to, before each of its two
-// products per column is rounded: they stay below 2^15.
+// products per pair is rounded: they stay below 2^15.
 constexpr float kMostSum = 32700.0f;
 constexpr Index kPanelsPerItem = 4;  // segments start with an item
 constexpr double kNanosecondsPerCode = 0.2;
 static_assert(kSegmentRows % (kPanelsPerItem * kPanelRows) == 0);
 
-// Levels as words as large as may be: bytes as their upper half, or weighted sums.
+// Rows after add_words of words that hold the even rows and the odd ones.
+constexpr RowOrder kEvenOddOrder = {0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30,
+                                    1, 5, 9, 13, 17, 21, 25, 29, 3, 7, 11, 15, 19, 23, 27, 31};
+
+enum Part { kReal, kImag };
+
+// a + b and a - b of one part of two columns' levels a and b, as words in halves of the rows.
+struct PairWords {
+  __m256i sum[2], difference[2];
+};
+
+// One part of 32 rows' levels as bytes: in one, or the coarse and the fine ones.
+template <Fine kFine>
+struct LevelBytes {
+  __m256i levels[kFine == Fine::word ? 2 : 1];
+};
+
+// Levels as words as large as sums of two may be: bytes as their upper half, or weighted sums.
 template <Fine kFine>
 class Levels {
  public:
+  using Bytes = LevelBytes<kFine>;
+
   explicit Levels(const Trellis& code) {
     alignas(16) std::uint8_t coarse[kTableSize], fine[2][kTableSize];  // signed
     int most_coarse = 0, most_fine = 0;
@@ -48,57 +73,73 @@ class Levels {
     coarse_ = load_table(coarse);
     for (int part = 0; part < 2; ++part) fine_[part] = load_table(fine[part]);
     const int shift = code.fine_shift;
-    const int weight = kFine == Fine::word ? 255 >> shift : 256;  // of the last bit
+    const int most = (most_coarse << shift) + most_fine;
+    int weight = 256;  // of the last bit
     if constexpr (kFine == Fine::word) {
+      weight = std::min(255 >> shift, kMostWord / (2 * most));
       weights_ = _mm256_set1_epi16(static_cast<short>(weight << 8 | weight << shift));
     }
-    largest_ = static_cast<float>(weight * ((most_coarse << shift) + most_fine));
+    largest_ = static_cast<float>(weight * most);
     unit_ = std::ldexp(1.0f, -(kLevelBits + shift)) / static_cast<float>(weight);
   }
 
-  float largest() const { return largest_; }  // of the words
+  // Which rows the lanes hold after add_words.
+  static constexpr const RowOrder& kOrder = kFine == Fine::word ? kWordOrder : kEvenOddOrder;
+
+  float largest() const { return largest_; }  // of one column's words
   float unit() const { return unit_; }        // value of a word's last bit
 
-  // Levels of 32 rows as bytes, of the real and the imaginary part: in one, or the coarse and the
-  // fine ones.
-  struct Bytes {
-    __m256i parts[2][kFine == Fine::word ? 2 : 1];
-  };
-
-  void look_up(LevelIndexes index, Bytes& bytes) const {
-    const bool halves = kFine != Fine::previous;
-    look_up_part(0, low_halves(index.coarse), halves ? low_halves(index.fine) : index.fine, bytes);
-    look_up_part(1, high_halves(index.coarse), halves ? high_halves(index.fine) : index.fine,
-                 bytes);
-  }
-
-  // Words of rows {0-7, 16-23} and {8-15, 24-31}.
-  void widen(const Bytes& bytes, WordSums& words) const {
-    for (int part = 0; part < 2; ++part) {
-      const auto& levels = bytes.parts[part];
+  // One part of 32 rows.
+  [[gnu::always_inline]] Bytes look_up(Part part, LevelIndexes index) const {
+    const auto half_of = [part](__m256i bytes) {
+      return part == kReal ? low_halves(bytes) : high_halves(bytes);
+    };
+    const __m256i coarse = _mm256_shuffle_epi8(coarse_, half_of(index.coarse));
+    if constexpr (kFine == Fine::none) {
+      return {coarse};
+    } else {
+      const __m256i fine_index = kFine == Fine::previous ? index.fine : half_of(index.fine);
+      const __m256i fine = _mm256_shuffle_epi8(fine_[part], fine_index);
       if constexpr (kFine == Fine::word) {
-        words[part][0] = _mm256_maddubs_epi16(weights_, _mm256_unpacklo_epi8(levels[0], levels[1]));
-        words[part][1] = _mm256_maddubs_epi16(weights_, _mm256_unpackhi_epi8(levels[0], levels[1]));
+        return {coarse, fine};
       } else {
-        const __m256i zero = _mm256_setzero_si256();
-        words[part][0] = _mm256_unpacklo_epi8(zero, levels[0]);
-        words[part][1] = _mm256_unpackhi_epi8(zero, levels[0]);
+        return {_mm256_add_epi8(coarse, fine)};
       }
     }
   }
 
- private:
-  void look_up_part(int part, __m256i coarse_half, __m256i fine_half, Bytes& bytes) const {
-    auto& levels = bytes.parts[part];
-    levels[0] = _mm256_shuffle_epi8(coarse_, coarse_half);
-    if constexpr (kFine == Fine::none) return;
-    const __m256i fine = _mm256_shuffle_epi8(fine_[part], fine_half);
+  // Bytes that are whole levels have room for sums of two.
+  [[gnu::always_inline]] PairWords combine(const Bytes& a, const Bytes& b) const {
+    PairWords pair;
     if constexpr (kFine == Fine::word) {
-      levels[1] = fine;
+      __m256i left[2], right[2];
+      widen(a, left);
+      widen(b, right);
+      for (int half = 0; half < 2; ++half) {
+        pair.sum[half] = _mm256_add_epi16(left[half], right[half]);
+        pair.difference[half] = _mm256_sub_epi16(left[half], right[half]);
+      }
     } else {
-      levels[0] = _mm256_add_epi8(levels[0], fine);
+      widen({_mm256_add_epi8(a.levels[0], b.levels[0])}, pair.sum);
+      widen({_mm256_sub_epi8(a.levels[0], b.levels[0])}, pair.difference);
+    }
+    return pair;
+  }
+
+  void widen(const Bytes& bytes, __m256i (&words)[2]) const {
+    if constexpr (kFine == Fine::word) {
+      const auto [coarse, fine] = bytes.levels;
+      words[0] = _mm256_maddubs_epi16(weights_, _mm256_unpacklo_epi8(coarse, fine));
+      words[1] = _mm256_maddubs_epi16(weights_, _mm256_unpackhi_epi8(coarse, fine));
+    } else {
+      const __m256i upper = _mm256_set1_epi16(static_cast<short>(0xff00));
+      words[0] = _mm256_slli_epi16(bytes.levels[0], 8);
+      words[1] = _mm256_and_si256(bytes.levels[0], upper);
     }
   }
+
+ private:
+  static constexpr int kMostWord = 32767;
 
   __m256i coarse_, fine_[2];  // of both parts
   __m256i weights_;           // of coarse and fine bytes in turn, for Fine::word
@@ -106,51 +147,48 @@ class Levels {
   float unit_;
 };
 
-template <Fine kFine>
-using LevelTile = typename Levels<kFine>::Bytes[kTrellisTileColumns];
-
 // x as integers of up to 16 bits, as large as sums of a block of products allow.
 class WordVector {
  public:
-  // Zeros follow x up to `columns`, whole blocks. mulhrs divides by 2^15.
-  WordVector(VectorView x, Index cols, Index columns, float largest_level, float unit)
-      : columns_(columns), steps_(columns / kBlock) {
-    for (Index first = 0; first < columns; first += kBlock) {
-      fill_block(first, std::min(cols, first + kBlock), x, largest_level / 32768.0f,
-                 unit * 32768.0f);
+  // Entries 1 .. n/2 of x, zeros where one is its own mirror image and behind them. mulhrs divides
+  // by 2^15.
+  WordVector(VectorView x, Index n, Index tiles, float largest_level, float unit)
+      : entries_(tiles * kTilePairs), steps_(tiles * kTilePairs / kBlock) {
+    const Index pairs = (n - 1) / 2;
+    for (Index first = 0; first < pairs; first += kBlock) {
+      const Index end = std::min(first + kBlock, pairs);
+      fill_block(first, end, x, largest_level / 32768.0f, unit * 32768.0f);
     }
   }
 
-  // One column in all words.
-  struct Column {
+  // One entry in all words.
+  struct Entry {
     __m256i real, minus_real, imag;
   };
-  using Tile = Column[kTrellisTileColumns];
+  using Tile = Entry[kTilePairs];
 
-  void spread(Index first_column, Tile& tile) const {
+  void spread(Index first, Tile& tile) const {
     const auto broadcast = [](std::uint32_t word) {
       return _mm256_set1_epi32(static_cast<std::int32_t>(word));
     };
-    for (Index c = 0; c < kTrellisTileColumns; ++c) {
-      const Words& words = columns_[first_column + c];
-      tile[c] = {broadcast(words.real), broadcast(words.minus_real), broadcast(words.imag)};
+    for (Index i = 0; i < kTilePairs; ++i) {
+      const Words& words = entries_[first + i];
+      tile[i] = {broadcast(words.real), broadcast(words.minus_real), broadcast(words.imag)};
     }
   }
 
   float unit() const { return 1.0f; }  // of the sums
 
-  // sums += levels times the columns of a tile of x.
-  template <Fine kFine>
-  void add_tile(const Levels<kFine>& levels, const LevelTile<kFine>& tile, const Tile& x,
-                Index first_column, RowSums& sums) const {
-    for (Index block = 0; block < kTrellisTileColumns; block += kBlock) {
+  // sums += pairs of columns times a tile of x; words_of(part, i) gives those of pair i.
+  template <class WordsOf>
+  void add_tile(WordsOf words_of, const Tile& x, Index first, RowSums& sums) const {
+    for (Index block = 0; block < kTilePairs; block += kBlock) {
       WordSums words = {};
-      for (Index c = block; c < block + kBlock; ++c) {
-        WordSums points;
-        levels.widen(tile[c], points);
-        add_products(points, x[c], words);
+      for (Index i = block; i < block + kBlock; ++i) {
+        add_real(words_of(kReal, i), x[i], words);
+        subtract_imag(words_of(kImag, i), x[i], words);
       }
-      add_words(words, steps_[(first_column + block) / kBlock], sums);
+      add_words(words, steps_[(first + block) / kBlock], sums);
     }
   }
 
@@ -161,17 +199,17 @@ class WordVector {
 
   void fill_block(Index first, Index end, VectorView x, float largest_level, float unit) {
     float sum = 0, most = 0;
-    for (Index l = first; l < end; ++l) {
-      const float re = std::fabs(x.real[l]), im = std::fabs(x.imag[l]);
-      sum += re + im;
+    for (Index i = first; i < end; ++i) {
+      const float re = std::fabs(x.real[i + 1]), im = std::fabs(x.imag[i + 1]);
+      sum += 2.0f * (re + im);  // of two columns
       most = std::max({most, re, im});
     }
     const bool counts = most >= kLeastBound;
     const float step = std::max(sum * (largest_level / kMostSum), most / 32767.0f);
     const float inverse = counts ? 1.0f / step : 0.0f;
-    for (Index l = first; l < end; ++l) {
-      columns_[l] = {twice(x.real[l] * inverse), twice(-x.real[l] * inverse),
-                     twice(x.imag[l] * inverse)};
+    for (Index i = first; i < end; ++i) {
+      const float re = x.real[i + 1] * inverse, im = x.imag[i + 1] * inverse;
+      entries_[i] = {twice(re), twice(-re), twice(im)};
     }
     steps_[first / kBlock] = counts ? unit * step : 0.0f;
   }
@@ -181,71 +219,81 @@ class WordVector {
     return 0x10001u * static_cast<std::uint16_t>(static_cast<std::int32_t>(std::nearbyint(value)));
   }
 
-  static void add_products(const WordSums& points, const Column& x, WordSums& words) {
+  // Products that lie between two integers, of which there are many, are rounded up. As half of
+  // them are subtracted, that cancels; else it would add up from column to column.
+  static void add_real(const PairWords& real, const Entry& x, WordSums& words) {
     for (int half = 0; half < 2; ++half) {
-      const __m256i real = points[0][half], imag = points[1][half];
-      add_difference(words[0][half], _mm256_mulhrs_epi16(real, x.real),
-                     _mm256_mulhrs_epi16(imag, x.imag));
-      add_difference(words[1][half], _mm256_mulhrs_epi16(real, x.imag),
-                     _mm256_mulhrs_epi16(imag, x.minus_real));
+      words[0][half] =
+          _mm256_add_epi16(words[0][half], _mm256_mulhrs_epi16(real.sum[half], x.real));
+      words[1][half] =
+          _mm256_add_epi16(words[1][half], _mm256_mulhrs_epi16(real.difference[half], x.imag));
     }
   }
 
-  // Products that lie between two integers, of which there are many, are rounded up. In differences
-  // that cancels; in sums it would add up from column to column.
-  static void add_difference(__m256i& sum, __m256i plus, __m256i minus) {
-    sum = _mm256_sub_epi16(_mm256_add_epi16(sum, plus), minus);
+  static void subtract_imag(const PairWords& imag, const Entry& x, WordSums& words) {
+    for (int half = 0; half < 2; ++half) {
+      words[0][half] =
+          _mm256_sub_epi16(words[0][half], _mm256_mulhrs_epi16(imag.difference[half], x.imag));
+      words[1][half] =
+          _mm256_sub_epi16(words[1][half], _mm256_mulhrs_epi16(imag.sum[half], x.minus_real));
+    }
   }
 
-  std::vector<Words> columns_;
+  std::vector<Words> entries_;
   std::vector<float> steps_;  // value of a product's last bit, per block
 };
+
+// Words as float32, eight of them: even and odd words of one half, then of the other, as add_words
+// has them.
+inline __m256 floats_of(const __m256i (&words)[2], int part) {
+  const __m256i chosen = _mm256_set1_epi32(part % 2 == 0 ? 1 : 1 << 16);
+  return _mm256_cvtepi32_ps(_mm256_madd_epi16(words[part / 2], chosen));
+}
 
 // x as it is.
 class FloatVector {
  public:
-  FloatVector(VectorView x, Index cols, Index columns, float /*largest_level*/, float unit)
-      : real_(columns), imag_(columns), unit_(unit) {
-    std::copy_n(x.real, cols, real_.begin());
-    std::copy_n(x.imag, cols, imag_.begin());
+  FloatVector(VectorView x, Index n, Index tiles, float /*largest_level*/, float unit)
+      : real_(tiles * kTilePairs), imag_(tiles * kTilePairs), unit_(unit) {
+    for (Index l = 1; 2 * l < n; ++l) {
+      real_[l - 1] = x.real[l];
+      imag_[l - 1] = x.imag[l];
+    }
   }
 
   struct Tile {
     const float *real, *imag;
   };
 
-  void spread(Index first_column, Tile& tile) const {
-    tile = {real_.data() + first_column, imag_.data() + first_column};
+  void spread(Index first, Tile& tile) const {
+    tile = {real_.data() + first, imag_.data() + first};
   }
 
   float unit() const { return unit_; }
 
-  template <Fine kFine>
-  void add_tile(const Levels<kFine>& levels, const LevelTile<kFine>& tile, const Tile& x,
-                Index /*first_column*/, RowSums& sums) const {
+  template <class WordsOf>
+  void add_tile(WordsOf words_of, const Tile& x, Index /*first*/, RowSums& sums) const {
     RowSums tile_sums = {};
-    for (Index c = 0; c < kTrellisTileColumns; ++c) {
-      WordSums points;
-      levels.widen(tile[c], points);
-      add_products(points, _mm256_broadcast_ss(x.real + c), _mm256_broadcast_ss(x.imag + c),
-                   tile_sums);
+    for (Index i = 0; i < kTilePairs; ++i) {
+      const __m256 re = _mm256_broadcast_ss(x.real + i), im = _mm256_broadcast_ss(x.imag + i);
+      add_real(words_of(kReal, i), re, im, tile_sums);
+      add_imag(words_of(kImag, i), re, im, tile_sums);
     }
     add_sums(tile_sums, sums);
   }
 
  private:
-  // In the order of add_words: even and odd words of one half, then of the other.
-  static void add_products(const WordSums& points, __m256 re, __m256 im, RowSums& sums) {
+  static void add_real(const PairWords& real, __m256 re, __m256 im, RowSums& sums) {
     for (int part = 0; part < 4; ++part) {
-      const __m256i chosen = _mm256_set1_epi32(part % 2 == 0 ? 1 : 1 << 16);
-      const auto floats = [&](__m256i words) {
-        return _mm256_cvtepi32_ps(_mm256_madd_epi16(words, chosen));
-      };
-      const __m256 real = floats(points[0][part / 2]), imag = floats(points[1][part / 2]);
-      sums[0][part] = _mm256_fmadd_ps(real, re, sums[0][part]);
-      sums[1][part] = _mm256_fmadd_ps(real, im, sums[1][part]);
-      sums[0][part] = _mm256_fnmadd_ps(imag, im, sums[0][part]);
-      sums[1][part] = _mm256_fmadd_ps(imag, re, sums[1][part]);
+      sums[0][part] = _mm256_fmadd_ps(floats_of(real.sum, part), re, sums[0][part]);
+      sums[1][part] = _mm256_fmadd_ps(floats_of(real.difference, part), im, sums[1][part]);
+    }
+  }
+
+  static void add_imag(const PairWords& imag, __m256 re, __m256 im, RowSums& sums) {
+    for (int part = 0; part < 4; ++part) {
+      sums[0][part] = _mm256_fnmadd_ps(floats_of(imag.difference, part), im, sums[0][part]);
+      sums[1][part] = _mm256_fmadd_ps(floats_of(imag.sum, part), re, sums[1][part]);
     }
   }
 
@@ -261,8 +309,9 @@ class TrellisProduct {
         tiles_(matrix, kTrellisTileColumns * matrix.code_bits() / 8),
         indexes_(*matrix.trellis),
         levels_(*matrix.trellis),
-        x_(x, matrix.cols, tiles_.count() * kTrellisTileColumns, levels_.largest(),
-           levels_.unit()) {}
+        x_(x, matrix.cols, tiles_.count(), levels_.largest(), levels_.unit()),
+        first_entry_(x.real[0]),
+        middle_entry_(x.real[matrix.cols / 2]) {}
 
   void multiply(VectorView x, int threads, VectorSpan y) const {
     for_row_blocks(
@@ -271,6 +320,9 @@ class TrellisProduct {
   }
 
  private:
+  using IndexTile = typename Indexes::Tile;
+  using LevelTile = LevelBytes<kFine>[2][kTrellisTileColumns];
+
   struct Scratch {
     Scratch() {}  // leaves the bytes as they are
     CodeTiles::Scratch tile;
@@ -282,21 +334,23 @@ class TrellisProduct {
     RowSums sums[kPanelsPerItem * kPanelRows / kVectorRows] = {};
     for (Index tile = 0; tile < tiles_.count(); ++tile) {
       unpack_above(begin, tile, scratch);
-      x_.spread(tile * kTrellisTileColumns, scratch.x);
+      x_.spread(tile * kTilePairs, scratch.x);
       for (Index first = begin; first < end; first += kPanelRows) {
         const Index count = std::min(end - first, kPanelRows);
         const std::uint8_t* codes = tiles_.tile(first, tile, scratch.tile);
         indexes_.unpack(codes, 0, count, scratch.rows);
         for (Index row = 0; row < count; row += kVectorRows) {
-          const typename Indexes::Tile indexes(indexes_, codes, scratch.rows, row);
-          add_rows(indexes, scratch.x, tile * kTrellisTileColumns,
-                   sums[(first + row - begin) / kVectorRows]);
+          const IndexTile indexes(indexes_, codes, scratch.rows, row);
+          RowSums& row_sums = sums[(first + row - begin) / kVectorRows];
+          add_pairs(indexes, scratch.x, tile * kTilePairs, row_sums);
+          add_own_images(indexes, tile * kTrellisTileColumns, row_sums);
         }
         indexes_.leave(codes, count, scratch.rows);
       }
     }
     for (Index row = begin; row < end; row += kVectorRows) {
-      store_rows(sums[(row - begin) / kVectorRows], kWordOrder, x_.unit(), matrix_, row, y);
+      store_rows(sums[(row - begin) / kVectorRows], Levels<kFine>::kOrder, x_.unit(), matrix_, row,
+                 y);
     }
   }
 
@@ -321,27 +375,59 @@ class TrellisProduct {
     indexes_.leave(codes, count, scratch.rows);
   }
 
-  void add_rows(const typename Indexes::Tile& indexes, const typename Vector::Tile& x,
-                Index first_column, RowSums& sums) const {
-    LevelTile<kFine> levels;
-    look_up_tile(indexes, levels);
-    add_tile(levels, x, first_column, sums);
+  // Where levels take one look-up each, they are multiplied at once. Else in two functions, so that
+  // the tables of the one leave registers to the sums of the other.
+  [[gnu::noinline]] void add_pairs(const IndexTile& tile, const typename Vector::Tile& x,
+                                   Index first, RowSums& sums) const {
+    const Levels<kFine> levels = levels_;  // copies, which registers can keep
+    if constexpr (kFine == Fine::word) {
+      LevelTile bytes;
+      look_up_tile(tile, bytes);
+      x_.add_tile(
+          [&](Part part, Index i) __attribute__((always_inline)) {
+            return levels.combine(bytes[part][2 * i], bytes[part][2 * i + 1]);
+          },
+          x, first, sums);
+    } else {
+      const IndexTile indexes = tile;
+      x_.add_tile(
+          [&](Part part, Index i) __attribute__((always_inline)) {
+            return levels.combine(levels.look_up(part, indexes.at(2 * i)),
+                                  levels.look_up(part, indexes.at(2 * i + 1)));
+          },
+          x, first, sums);
+    }
   }
 
-  // Two functions, so that the tables of the one leave registers to the sums of the other; and two
-  // loops, as a column's steps all wait for each other: within one of them the processor sees those
-  // of the next columns in time.
-  [[gnu::noinline]] void look_up_tile(const typename Indexes::Tile& indexes,
-                                      LevelTile<kFine>& tile) const {
-    const typename Indexes::Tile index_tables = indexes;  // copies, which registers can keep
+  [[gnu::noinline]] void look_up_tile(const IndexTile& tile, LevelTile& bytes) const {
+    const IndexTile indexes = tile;
     const Levels<kFine> levels = levels_;
-    for (Index c = 0; c < kTrellisTileColumns; ++c) levels.look_up(index_tables.at(c), tile[c]);
+    for (Index c = 0; c < kTrellisTileColumns; ++c) {
+      const LevelIndexes index = indexes.at(c);
+      for (const Part part : {kReal, kImag}) bytes[part][c] = levels.look_up(part, index);
+    }
   }
 
-  [[gnu::noinline]] void add_tile(const LevelTile<kFine>& tile, const typename Vector::Tile& x,
-                                  Index first_column, RowSums& sums) const {
-    const Levels<kFine> levels = levels_;
-    x_.add_tile(levels, tile, x, first_column, sums);
+  // Columns that are their own mirror images, which come last, if the tile from `first` on has
+  // them.
+  void add_own_images(const IndexTile& tile, Index first, RowSums& sums) const {
+    const Index column = stored_column(matrix_.cols, 0) - first;
+    if (column < 0 || column >= kTrellisTileColumns) return;
+    add_column(tile.at(column), first_entry_, sums);
+    if (matrix_.cols % 2 == 0) add_column(tile.at(column + 1), middle_entry_, sums);
+  }
+
+  // sums += the levels of a column that is its own mirror image, times the real entry of x.
+  void add_column(LevelIndexes index, float entry, RowSums& sums) const {
+    WordSums words;
+    for (const Part part : {kReal, kImag}) levels_.widen(levels_.look_up(part, index), words[part]);
+    const __m256 x = _mm256_set1_ps(entry * levels_.unit() / x_.unit());
+    for (int component = 0; component < 2; ++component) {
+      for (int part = 0; part < 4; ++part) {
+        sums[component][part] =
+            _mm256_fmadd_ps(floats_of(words[component], part), x, sums[component][part]);
+      }
+    }
   }
 
   const CodedMatrix& matrix_;
@@ -349,6 +435,7 @@ class TrellisProduct {
   Indexes indexes_;
   Levels<kFine> levels_;
   Vector x_;
+  float first_entry_, middle_entry_;  // of x
 };
 
 template <class Vector, Fine kFine>

@@ -15,7 +15,8 @@ inline constexpr int kStripsPerPanel = static_cast<int>(kPanelRows) / kStripRows
 inline constexpr int kGroupColumns = 8;
 static_assert(kPanelRows % kStripRows == 0);
 
-// Codes of a matrix (rows, cols) in device memory; the device's CodedMatrix.
+// Codes of a matrix (rows, cols) in device memory; the device's CodedMatrix. Columns here are as
+// stored (place_of in trellis.hpp).
 struct CodedRows {
   const std::uint8_t* codes;  // 16-byte aligned
   const float* row_scale;     // (rows)

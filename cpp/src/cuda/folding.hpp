@@ -55,6 +55,7 @@ struct FoldActivations {
   const Complex* spectrum;  // (tokens, pitch), as SpectrumKernel leaves it
   Index pitch;
   Index n;
+  bool trellis;  // columns in its order
   FoldedFactor factor;
   float* unit;  // (tokens): what a scaled entry of one stands for
 
@@ -81,6 +82,10 @@ struct FoldActivations {
   }
 
  private:
+  LLAVA_FA_KERNEL Complex entry(const Complex* x, Index l) const {
+    return x[place_of(trellis, n, l)];
+  }
+
   LLAVA_FA_KERNEL static float power_of_two(int exponent) {
     return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
   }
@@ -96,8 +101,9 @@ struct FoldActivations {
   LLAVA_FA_KERNEL float largest_part(const Complex* x, int thread) const {
     float found = 0;
     for (Index l = thread; l <= n / 2; l += kThreads) {
-      const float real = x[l].real < 0 ? -x[l].real : x[l].real;
-      const float imag = x[l].imag < 0 ? -x[l].imag : x[l].imag;
+      const Complex value = entry(x, l);
+      const float real = value.real < 0 ? -value.real : value.real;
+      const float imag = value.imag < 0 ? -value.imag : value.imag;
       if (real > found) found = real;
       if (imag > found) found = imag;
     }
@@ -106,7 +112,7 @@ struct FoldActivations {
 
   LLAVA_FA_KERNEL void scale_and_put(const Complex* x, Index token, float scale, int thread) const {
     for (Index l = thread; l < factor.half_pitch; l += kThreads) {
-      const Complex value = l <= n / 2 ? scale * x[l] : Complex{0, 0};
+      const Complex value = l <= n / 2 ? scale * entry(x, l) : Complex{0, 0};
       factor.put(token, l, value.real);
       factor.put(token, factor.half_pitch + l, -value.imag);  // x̃ is conj(H)
     }
@@ -156,10 +162,11 @@ struct DecodePanels {
   };
 
   LLAVA_FA_KERNEL Column column_of(Index row, Index column) const {
-    const Index bit = column * matrix.code_bits;
+    const Index place = place_of(Table::kTrellis, matrix.cols, column);
+    const Index bit = place * matrix.code_bits;
     return {load_strip(matrix, row, bit / 8), load_strip(matrix, row, bit / 8 + 1),
             static_cast<int>(bit % 8),
-            Table::kTrellis ? state_before(matrix, state_rows, row, column) : 0};
+            Table::kTrellis ? state_before(matrix, state_rows, row, place) : 0};
   }
 
   LLAVA_FA_KERNEL Complex point(const Table& table, Column& column, int r, int lane) const {

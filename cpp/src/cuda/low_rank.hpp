@@ -8,7 +8,8 @@
 
 namespace llava_fa::cuda {
 
-// inner[token, c] = sum_l right[c, l] x̃[token, l]. Grid (rank, tokens).
+// inner[token, c] = sum_l right[c, l] x̃[token, l], columns l in any order, the same of both. Grid
+// (rank, tokens).
 struct LowRankInner {
   static constexpr int kThreads = 128;
   static constexpr int kMinBlocks = 1;

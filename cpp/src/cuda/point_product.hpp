@@ -33,7 +33,7 @@ struct PointProduct {
   CodedRows matrix;
   const void* points;       // of the Table
   int state_rows;           // of the trellis
-  const Complex* spectrum;  // (tokens, pitch), zero beyond the matrix' columns
+  const Complex* spectrum;  // (tokens, pitch), in the codes' order, zero beyond the columns
   Index pitch;              // whole groups
   Index tokens;
   float* parts;  // (parts, tokens, 2, rows)

@@ -96,6 +96,7 @@ class ProductPipeline {
     kernel.spectrum = work<Complex>(layout_.spectrum);
     kernel.pitch = plan_.pitch();
     kernel.tokens = tokens_;
+    kernel.trellis = plan_.is_trellis();
     launch_transform(plan_.input_transform(), kernel);
   }
 
@@ -111,7 +112,7 @@ class ProductPipeline {
   }
 
   void multiply_vectors() {
-    if (plan_.spec().codec == Codec::trellis) {
+    if (plan_.is_trellis()) {
       launch_point_product<TrellisTable, kMinCodeBits, kMaxTrellisCodeBits>();
     } else {
       launch_point_product<ConstellationTable, kMinCodeBits, kMaxCodeBits>();
@@ -136,14 +137,18 @@ class ProductPipeline {
     const Index half = half_pitch(matrix_.cols);
     const FoldedFactor activations = {work<Half>(layout_.halves), tokens_, half,
                                       planes_of(precision_)};
-    const FoldActivations fold = {work<Complex>(layout_.spectrum), plan_.pitch(), matrix_.cols,
-                                  activations, work<float>(layout_.units)};
+    const FoldActivations fold = {work<Complex>(layout_.spectrum),
+                                  plan_.pitch(),
+                                  matrix_.cols,
+                                  plan_.is_trellis(),
+                                  activations,
+                                  work<float>(layout_.units)};
     launcher_.launch(fold, tokens_, 1, fold.shared_bytes());
     for (Index first = 0; first < matrix_.rows; first += kPanelRowsAtOnce) {
       const Index count = std::min(kPanelRowsAtOnce, matrix_.rows - first);
       const FoldedFactor panel = {work<Half>(layout_.panel), 2 * count, half,
                                   planes_of(precision_)};
-      if (plan_.spec().codec == Codec::trellis) {
+      if (plan_.is_trellis()) {
         launch_decode<TrellisTable>(first, count, panel);
       } else {
         launch_decode<ConstellationTable>(first, count, panel);

@@ -20,6 +20,17 @@ std::vector<Complex> interleaved(const ComplexMatrix& planes) {
   return out;
 }
 
+// The same with every column at its place in spectra.
+std::vector<Complex> interleaved_in_place(const ComplexMatrix& planes, bool trellis) {
+  const std::vector<Complex> natural = interleaved(planes);
+  std::vector<Complex> out(natural.size());
+  for (Index i = 0; i < planes.count(); ++i) {
+    const Index n = planes.cols(), l = i % n;
+    out[i - l + place_of(trellis, n, l)] = natural[i];
+  }
+  return out;
+}
+
 std::vector<float> to_floats(std::span<const std::uint16_t> halves) {
   std::vector<float> out;
   for (const std::uint16_t half : halves) out.push_back(half_to_float(half));
@@ -73,13 +84,13 @@ ProductPlan::ProductPlan(const PackedMatrix& matrix, Index shared_limit)
   add_points(builder_);
   if (spec_.rank > 0) {
     places_.left = builder_.add(interleaved(matrix.low_rank_left()));
-    places_.right = builder_.add(interleaved(matrix.low_rank_right()));
+    places_.right = builder_.add(interleaved_in_place(matrix.low_rank_right(), is_trellis()));
   }
   constants_ = builder_.take();
 }
 
 void ProductPlan::add_points(ConstantsBuilder& constants) {
-  if (spec_.codec == Codec::trellis) {
+  if (is_trellis()) {
     const int state_bits = effective_state_bits(half_rows(), spec_.code_bits, spec_.state_bits);
     state_rows_ = rows_of_state(spec_.code_bits, state_bits);
     places_.points = constants.add(trellis_words(llava_fa::trellis(spec_.code_bits, state_bits)));

@@ -40,6 +40,7 @@ class ProductPlan {
   const MatrixSpec& spec() const { return spec_; }
   std::span<const std::byte> constants() const { return constants_; }
 
+  bool is_trellis() const { return spec_.codec == Codec::trellis; }
   Index half_rows() const { return llava_fa::half_rows(spec_.rows); }
   // Entries of a spectrum: whole groups of columns.
   Index pitch() const;
@@ -54,7 +55,8 @@ class ProductPlan {
 
   // Places of the constants.
   struct Places {
-    Index input_multiplier, output_multiplier, row_scale, points, left, right;
+    Index input_multiplier, output_multiplier, row_scale, points, left;
+    Index right;  // columns in the order of spectra
   };
   const Places& places() const { return places_; }
   const RealFftTables& input_transform() const { return input_; }

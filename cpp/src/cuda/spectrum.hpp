@@ -4,6 +4,7 @@
 
 #include "fft.hpp"
 #include "number_types.hpp"
+#include "trellis.hpp"
 
 namespace llava_fa::cuda {
 
@@ -38,6 +39,7 @@ struct SpectrumKernel {
   Complex* spectrum;        // (tokens, pitch)
   Index pitch;              // n rounded up to whole groups, zero from n on
   Index tokens;
+  bool trellis;  // columns in its order
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
@@ -74,8 +76,8 @@ struct SpectrumKernel {
     const Index n = plan.n;
     for (int l = thread; l <= n / 2; l += kThreads) {
       const Complex value = entry(z, l);
-      out[l] = conjugate(value);
-      if (l > 0 && 2 * l != n) out[n - l] = value;
+      out[place_of(trellis, n, l)] = conjugate(value);
+      if (l > 0 && 2 * l != n) out[place_of(trellis, n, n - l)] = value;
     }
     for (Index l = n + thread; l < pitch; l += kThreads) out[l] = {0, 0};
   }

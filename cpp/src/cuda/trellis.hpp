@@ -9,6 +9,12 @@
 
 namespace llava_fa::cuda {
 
+// Where a column lies in a row's codes, and in spectra, which have the order of the codes that they
+// are multiplied with.
+LLAVA_FA_SHARED Index place_of(bool trellis, Index n, Index column) {
+  return trellis ? stored_column(n, column) : column;
+}
+
 // Rows that a state holds codes of.
 constexpr int rows_of_state(int code_bits, int state_bits) {
   return (state_bits + code_bits - 1) / code_bits;
@@ -26,13 +32,13 @@ LLAVA_FA_SHARED std::uint32_t next_state(std::uint32_t state, std::uint32_t code
   return ((state << code_bits) | code) & ((1u << kMaxStateBits) - 1);
 }
 
-// State of the row before `row` in one column; states hold codes of `depth` rows.
+// State of the row before `row` in the column at `place`; states hold codes of `depth` rows.
 LLAVA_FA_SHARED std::uint32_t state_before(const CodedRows& matrix, int depth, Index row,
-                                           Index column) {
+                                           Index place) {
   std::uint32_t state = 0;
   LLAVA_FA_KEEP_LOOP
   for (int back = depth - 1; back >= 1; --back) {
-    const std::uint32_t code = code_at(matrix, row_before(matrix.rows, row, back), column);
+    const std::uint32_t code = code_at(matrix, row_before(matrix.rows, row, back), place);
     state = state << matrix.code_bits | code;
   }
   return state;
