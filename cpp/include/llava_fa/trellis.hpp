@@ -46,7 +46,7 @@ struct Trellis {
   std::array<std::int8_t, 16> coarse = {};
   std::array<std::int8_t, 16> fine = {};
   bool has_fine = false;            // else `fine` is zero and `fine_index` of no effect
-  int fine_shift = 0;               // 0: coarse + fine fits a byte too
+  int fine_shift = 0;               // 0: sums of two levels coarse + fine fit a byte
   std::vector<float> point_real;    // 2^state_bits, relative to the row's root mean square
   std::vector<float> point_imag;    // 2^state_bits
   std::vector<float> point_pairs;   // the same, real and imaginary parts in turn
