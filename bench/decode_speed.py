@@ -29,6 +29,7 @@ import torch
 
 from bench import support
 from bench.agreement import agreement_rows
+from bench.peers.decode import INT4, NF4, SPREAD_BYTES
 from bench.random_model import VOCABULARY, random_text_model
 from llava_fa import CompressedMatrix, half_spectrum, inverse_half_spectrum
 from llava_fa.matrix_spec import MatrixSpec
@@ -39,7 +40,6 @@ SHAPES = {
     "LLaVA-1.5-7B": ((4096, 4096), (11008, 4096), (4096, 11008)),
     "Qwen2.5-VL-3B": ((2048, 2048), (11008, 2048), (2048, 11008)),
 }
-NF4 = "bitsandbytes NF4"
 CODES: tuple[tuple[str, float], ...] = (
     ("ring", 2),
     ("ring", 3),
@@ -47,10 +47,8 @@ CODES: tuple[tuple[str, float], ...] = (
     ("trellis", 2),
     ("trellis", 4),
 )
-PEERS = {NF4: 15, "torchao int4": 61}  # calls that are timed
+PEER_CALLS = {NF4: 15, INT4: 61}
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# More than any processor's cache, in bytes of packed layers that take turns.
-SPREAD_BYTES = 1.5e8
 UNCOUNTED_SECONDS = 0.02
 CALLS_PER_TURN = 10
 PROMPT, NEW_TOKENS = 64, 16
@@ -229,7 +227,7 @@ def peer_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
         return []
     shapes = [shape for group in SHAPES.values() for shape in group]
     rows: list[dict[str, Any]] = []
-    for peer, repeats in PEERS.items():
+    for peer, repeats in PEER_CALLS.items():
         options = {"shapes": shapes[:1] if quick else shapes, "repeats": 3 if quick else repeats}
         finished = subprocess.run(
             [str(python), "-m", "bench.peers.decode", peer, json.dumps(options)],

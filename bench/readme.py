@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import methods as m
+from bench.peers.decode import INT4, NF4
 from bench.support import RESULTS, markdown
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -71,7 +72,8 @@ def decoding_text() -> str:
     found = _load("decode_speed")
     peers = {
         (row["peer"], row["layer"]): row["bfloat16 ms"]
-        for row in found["tables"]["Peers, one token"]
+        for row in found["tables"].get("Peers, one token", [])
+        if "layer" in row  # else it says why there is no figure
     }
     columns = {
         "layer": "layer",
@@ -84,8 +86,8 @@ def decoding_text() -> str:
     for row in found["tables"]["One token"]:
         if row["model"] == "LLaVA-1.5-7B" and row["layer"] != "4096 x 11008":
             others = {
-                "NF4, ms": peers["bitsandbytes NF4", row["layer"]],
-                "int4, ms": peers["torchao int4", row["layer"]],
+                "NF4, ms": peers.get((NF4, row["layer"])),
+                "int4, ms": peers.get((INT4, row["layer"])),
             }
             rows.append({new: row[old] for old, new in columns.items()} | others)
     return (

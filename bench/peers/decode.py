@@ -15,6 +15,8 @@ import torch
 
 # More than any processor's cache, in bytes of layers that take turns.
 SPREAD_BYTES = 1.5e8
+NF4 = "bitsandbytes NF4"
+INT4 = "torchao int4"
 
 
 def bitsandbytes_nf4(dense: torch.nn.Linear) -> torch.nn.Module:
@@ -37,8 +39,8 @@ def torchao_int4(dense: torch.nn.Linear) -> torch.nn.Module:
 
 
 PEERS: dict[str, Callable[[torch.nn.Linear], torch.nn.Module]] = {
-    "bitsandbytes NF4": bitsandbytes_nf4,
-    "torchao int4": torchao_int4,
+    NF4: bitsandbytes_nf4,
+    INT4: torchao_int4,
 }
 
 

@@ -99,7 +99,9 @@ MatrixSpec decode_header(std::span<const std::int64_t> header) {
                  " entries, expected ", kHeaderLength);
   require_format(header[0] == kFormatVersion, "header has format version ", header[0],
                  ", this library reads version ", kFormatVersion,
-                 (header[0] > kFormatVersion ? ": install a newer llava-fa" : ""));
+                 header[0] > kFormatVersion ? ": install a newer llava-fa"
+                 : header[0] > 0            ? ": compress the model again"
+                                            : "");
   require_format((header[7] & ~kAllFlags) == 0, "header has unknown flags ", header[7]);
   constexpr std::int64_t kSmall = std::numeric_limits<int>::max();
   for (int field : {3, 4, 6, 9}) {

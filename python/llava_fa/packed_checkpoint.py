@@ -73,8 +73,9 @@ def check_version(version: Any, where: str) -> None:
     """Refuse files of a format that this library does not know."""
     if version == FORMAT_VERSION:
         return
-    newer = isinstance(version, int) and version > FORMAT_VERSION
-    remedy = "upgrade llava-fa" if newer else "the file is damaged or not ours"
+    remedy = "the file is damaged or not ours"
+    if isinstance(version, int) and version > 0:
+        remedy = "upgrade llava-fa" if version > FORMAT_VERSION else "compress the model again"
     raise FormatError(
         f"{where}: format version {version!r}, this llava-fa reads {FORMAT_VERSION}; {remedy}"
     )

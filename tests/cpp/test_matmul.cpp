@@ -71,7 +71,8 @@ TEST_CASE("every code is multiplied at both precisions, for sizes around the til
   struct Shape {
     Index m, n;
   };
-  for (const auto [m, n] : {Shape{7, 3}, Shape{61, 64}, Shape{62, 129}, Shape{130, 515}}) {
+  for (const auto [m, n] : {Shape{7, 3}, Shape{61, 1}, Shape{61, 2}, Shape{61, 3}, Shape{61, 34},
+                            Shape{61, 64}, Shape{62, 129}, Shape{130, 515}}) {
     for (const Codec codec : {Codec::uniform, Codec::product, Codec::ring, Codec::trellis}) {
       const int most_bits = codec == Codec::trellis ? kMaxTrellisCodeBits : kMaxCodeBits;
       for (int code_bits = kMinCodeBits; code_bits <= most_bits; ++code_bits) {

@@ -1,4 +1,5 @@
-// Trellis code: the points, the circular states, the search against exhaustive enumeration.
+// Trellis code: the order of columns, the points, the circular states, the search against
+// exhaustive enumeration.
 #include "llava_fa/trellis.hpp"
 
 #include <doctest/doctest.h>

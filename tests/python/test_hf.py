@@ -220,18 +220,20 @@ class TestDamage:
         with pytest.raises(FormatError, match=rf"{Q}.*row_scale"):
             load(packed)
 
-    def test_future_version(self, packed: Path) -> None:
-        edit_quantization(packed, format_version=4)
-        with pytest.raises(FormatError, match=r"format version 4.*upgrade"):
+    @pytest.mark.parametrize(("version", "remedy"), [(4, "upgrade"), (2, "compress.*again")])
+    def test_other_version(self, packed: Path, version: int, remedy: str) -> None:
+        edit_quantization(packed, format_version=version)
+        with pytest.raises(FormatError, match=rf"format version {version}.*{remedy}"):
             load(packed)
 
-    def test_future_version_of_one_matrix(self, packed: Path) -> None:
-        def newer(header: torch.Tensor) -> torch.Tensor:
-            header[0] = 4
+    @pytest.mark.parametrize(("version", "remedy"), [(4, "newer"), (2, "compress.*again")])
+    def test_other_version_of_one_matrix(self, packed: Path, version: int, remedy: str) -> None:
+        def other(header: torch.Tensor) -> torch.Tensor:
+            header[0] = version
             return header
 
-        edit_tensor(packed, f"{Q}.header", newer)
-        with pytest.raises(FormatError, match=rf"{Q}.*version 4"):
+        edit_tensor(packed, f"{Q}.header", other)
+        with pytest.raises(FormatError, match=rf"{Q}.*version {version}.*{remedy}"):
             load(packed)
 
     @pytest.mark.parametrize("modules", [{}, None, [1], {Q: {"shape": [4]}}, {Q: 5}])

@@ -14,10 +14,11 @@ namespace llava_fa {
 // Packed rows lie in panels of so many rows, the last of which may have fewer.
 inline constexpr Index kPanelRows = 64;
 
-// Code indices of one matrix. In a row, entry l occupies bits [l * code_bits, (l+1) * code_bits) of
-// a little-endian bit stream, and the padding bits of the last byte are zero. The panel that starts
-// at row k occupies the bytes from k * row_bytes on; within it come byte 0 of all its rows, then
-// byte 1 of all, and so on.
+// Code indices of one matrix. In a row, the code stored at place j occupies bits [j * code_bits,
+// (j+1) * code_bits) of a little-endian bit stream, and the padding bits of the last byte are zero.
+// It is that of column j; of the trellis, that of the column whose stored_column is j
+// (trellis.hpp). The panel that starts at row k occupies the bytes from k * row_bytes on; within it
+// come byte 0 of all its rows, then byte 1 of all, and so on.
 struct PolarCodes {
   Index rows = 0;
   Index cols = 0;
@@ -49,7 +50,7 @@ ComplexMatrix polar_decode(const PolarCodes& codes, const Constellation& points)
 void pack_codes(std::span<const std::uint16_t> codes, int code_bits, std::uint8_t* packed);
 void unpack_codes(const std::uint8_t* packed, int code_bits, std::span<std::uint16_t> codes);
 
-// The codes of one row of a matrix.
+// The codes of one row of a matrix, as they are stored.
 std::vector<std::uint16_t> codes_of_row(const PolarCodes& codes, Index row);
 
 }  // namespace llava_fa

@@ -19,11 +19,14 @@ inline constexpr int kMaxTrellisCodeBits = 8;
 inline constexpr int kDefaultStateBits = 12;
 inline constexpr int kLevelBits = 5;  // coarse levels are multiples of 2^-5
 
-// Where the codes of a column are stored: next to those of its mirror image n - l, as a product
-// with a spectrum multiplies both with the same entry; columns that are their own mirror images
-// come last (docs/format.md).
+// Columns l and n - l that are mirror images: the pairs with 0 < l < n/2.
+constexpr Index column_pairs(Index n) { return (n - 1) / 2; }
+
+// The place of a column's codes in a row: next to those of its mirror image, as a product with a
+// spectrum multiplies the one with an entry and the other with its conjugate. Columns that are
+// their own mirror images come last (docs/format.md).
 constexpr Index stored_column(Index n, Index column) {
-  const Index pairs = (n - 1) / 2;
+  const Index pairs = column_pairs(n);
   if (column == 0) return 2 * pairs;
   if (2 * column == n) return 2 * pairs + 1;
   return 2 * column < n ? 2 * (column - 1) : 2 * (n - column - 1) + 1;

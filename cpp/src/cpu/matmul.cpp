@@ -62,6 +62,12 @@ Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
   return Kernel::points;
 }
 
+// Steps of fixed point that hold for sums over 16 columns are too coarse for those over fewer.
+Precision precision_for(const CodedMatrix& matrix, Precision asked) {
+  constexpr Index kFewestColumns = 16;
+  return matrix.cols < kFewestColumns ? Precision::single : asked;
+}
+
 #if defined(__AVX2__)
 // Not so if an entry is not finite, or products would leave the range of float32.
 bool fits_fixed_point(VectorView x, Index count) {
@@ -155,7 +161,8 @@ void CpuBackend::multiply_half_spectra(const CodedMatrix& matrix, const ComplexM
       });
 }
 
-Index CpuBackend::most_vectors(const CodedMatrix& matrix, Precision precision) const {
+Index CpuBackend::most_vectors(const CodedMatrix& matrix, Precision asked) const {
+  const Precision precision = precision_for(matrix, asked);
   switch (kernel_for(matrix, precision)) {
     case Kernel::points: return 4;
     case Kernel::rings:
@@ -165,11 +172,12 @@ Index CpuBackend::most_vectors(const CodedMatrix& matrix, Precision precision) c
 }
 
 void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
-                                 const float* x_imag, Precision precision, int threads,
-                                 float* y_real, float* y_imag) const {
+                                 const float* x_imag, Precision asked, int threads, float* y_real,
+                                 float* y_imag) const {
   const VectorView x = {x_real, x_imag};
   const VectorSpan y = {y_real, y_imag};
 #if defined(__AVX2__)
+  const Precision precision = precision_for(matrix, asked);
   const Kernel kernel = kernel_for(matrix, precision);
   if (kernel != Kernel::points && fits_fixed_point(x, matrix.cols)) {
     switch (kernel) {
@@ -180,7 +188,7 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
     }
   }
 #else
-  static_cast<void>(precision);  // portable code knows one
+  static_cast<void>(asked);  // portable code knows one
 #endif
   multiply_points(matrix, x, threads, y);
 }

@@ -154,17 +154,20 @@ inline constexpr RowOrder kWordOrder = {0,  2,  4,  6,  16, 18, 20, 22, 1,  3,  
                                         7,  17, 19, 21, 23, 8,  10, 12, 14, 24, 26,
                                         28, 30, 9,  11, 13, 15, 25, 27, 29, 31};
 
+// sums += factor · words: part 0 and 1 of the sums have the even and the odd words of the first
+// half, 2 and 3 those of the second.
+inline void add_words(const __m256i (&words)[2], __m256 factor, __m256 (&sums)[4]) {
+  for (int part = 0; part < 4; ++part) {
+    const __m256i chosen = _mm256_set1_epi32(part % 2 == 0 ? 1 : 1 << 16);
+    const __m256 floats = _mm256_cvtepi32_ps(_mm256_madd_epi16(words[part / 2], chosen));
+    sums[part] = _mm256_fmadd_ps(floats, factor, sums[part]);
+  }
+}
+
 // sums += step · words.
 inline void add_words(const WordSums& words, float step, RowSums& sums) {
-  const __m256i even = _mm256_set1_epi32(1), odd = _mm256_set1_epi32(1 << 16);
-  const auto add = [&](__m256i totals, __m256& sum) {
-    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals), _mm256_set1_ps(step), sum);
-  };
   for (int component = 0; component < 2; ++component) {
-    for (int half = 0; half < 2; ++half) {
-      add(_mm256_madd_epi16(words[component][half], even), sums[component][2 * half]);
-      add(_mm256_madd_epi16(words[component][half], odd), sums[component][2 * half + 1]);
-    }
+    add_words(words[component], _mm256_set1_ps(step), sums[component]);
   }
 }
 

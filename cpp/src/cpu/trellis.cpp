@@ -167,7 +167,7 @@ void TrellisStates::push(Index row) {
 
 // The inverse of stored_column and of stored_code for a whole row.
 void TrellisStates::read_codes(const std::uint16_t* __restrict stored) {
-  const auto n = static_cast<Index>(read_.size()), pairs = (n - 1) / 2;
+  const auto n = static_cast<Index>(read_.size()), pairs = column_pairs(n);
   std::uint16_t* __restrict read = read_.data();
   for (Index i = 0; i < pairs; ++i) read[1 + i] = stored[2 * i];
   for (Index i = 0; i < pairs; ++i) read[n - 1 - i] = stored[2 * i + 1];

@@ -26,8 +26,8 @@ namespace {
 
 constexpr Index kTilePairs = kTrellisTileColumns / 2;  // of columns that are mirror images
 constexpr Index kBlock = 8;                            // pairs that share a step
-// What the products of a block with the largest levels may add up to, before each of its two
-// products per pair is rounded: they stay below 2^15.
+// What the products of a block with the largest levels may add up to, before x and each of the two
+// products per pair are rounded: they stay below 2^15.
 constexpr float kMostSum = 32700.0f;
 constexpr Index kPanelsPerItem = 4;  // segments start with an item
 constexpr double kNanosecondsPerCode = 0.2;
@@ -150,11 +150,11 @@ class Levels {
 // x as integers of up to 16 bits, as large as sums of a block of products allow.
 class WordVector {
  public:
-  // Entries 1 .. n/2 of x, zeros where one is its own mirror image and behind them. mulhrs divides
-  // by 2^15.
+  // Entry i is x[i + 1], which pair i of columns is multiplied with; zeros behind the last pair.
+  // mulhrs divides by 2^15.
   WordVector(VectorView x, Index n, Index tiles, float largest_level, float unit)
       : entries_(tiles * kTilePairs), steps_(tiles * kTilePairs / kBlock) {
-    const Index pairs = (n - 1) / 2;
+    const Index pairs = column_pairs(n);
     for (Index first = 0; first < pairs; first += kBlock) {
       const Index end = std::min(first + kBlock, pairs);
       fill_block(first, end, x, largest_level / 32768.0f, unit * 32768.0f);
@@ -243,22 +243,13 @@ class WordVector {
   std::vector<float> steps_;  // value of a product's last bit, per block
 };
 
-// Words as float32, eight of them: even and odd words of one half, then of the other, as add_words
-// has them.
-inline __m256 floats_of(const __m256i (&words)[2], int part) {
-  const __m256i chosen = _mm256_set1_epi32(part % 2 == 0 ? 1 : 1 << 16);
-  return _mm256_cvtepi32_ps(_mm256_madd_epi16(words[part / 2], chosen));
-}
-
 // x as it is.
 class FloatVector {
  public:
   FloatVector(VectorView x, Index n, Index tiles, float /*largest_level*/, float unit)
       : real_(tiles * kTilePairs), imag_(tiles * kTilePairs), unit_(unit) {
-    for (Index l = 1; 2 * l < n; ++l) {
-      real_[l - 1] = x.real[l];
-      imag_[l - 1] = x.imag[l];
-    }
+    std::copy_n(x.real + 1, column_pairs(n), real_.begin());
+    std::copy_n(x.imag + 1, column_pairs(n), imag_.begin());
   }
 
   struct Tile {
@@ -284,17 +275,13 @@ class FloatVector {
 
  private:
   static void add_real(const PairWords& real, __m256 re, __m256 im, RowSums& sums) {
-    for (int part = 0; part < 4; ++part) {
-      sums[0][part] = _mm256_fmadd_ps(floats_of(real.sum, part), re, sums[0][part]);
-      sums[1][part] = _mm256_fmadd_ps(floats_of(real.difference, part), im, sums[1][part]);
-    }
+    add_words(real.sum, re, sums[0]);
+    add_words(real.difference, im, sums[1]);
   }
 
   static void add_imag(const PairWords& imag, __m256 re, __m256 im, RowSums& sums) {
-    for (int part = 0; part < 4; ++part) {
-      sums[0][part] = _mm256_fnmadd_ps(floats_of(imag.difference, part), im, sums[0][part]);
-      sums[1][part] = _mm256_fmadd_ps(floats_of(imag.sum, part), re, sums[1][part]);
-    }
+    add_words(imag.difference, -im, sums[0]);
+    add_words(imag.sum, re, sums[1]);
   }
 
   std::vector<float> real_, imag_;
@@ -375,7 +362,7 @@ class TrellisProduct {
     indexes_.leave(codes, count, scratch.rows);
   }
 
-  // Where levels take one look-up each, they are multiplied at once. Else in two functions, so that
+  // Levels of one byte are looked up and multiplied at once; those of two in two functions, so that
   // the tables of the one leave registers to the sums of the other.
   [[gnu::noinline]] void add_pairs(const IndexTile& tile, const typename Vector::Tile& x,
                                    Index first, RowSums& sums) const {
@@ -422,12 +409,7 @@ class TrellisProduct {
     WordSums words;
     for (const Part part : {kReal, kImag}) levels_.widen(levels_.look_up(part, index), words[part]);
     const __m256 x = _mm256_set1_ps(entry * levels_.unit() / x_.unit());
-    for (int component = 0; component < 2; ++component) {
-      for (int part = 0; part < 4; ++part) {
-        sums[component][part] =
-            _mm256_fmadd_ps(floats_of(words[component], part), x, sums[component][part]);
-      }
-    }
+    for (const Part part : {kReal, kImag}) add_words(words[part], x, sums[part]);
   }
 
   const CodedMatrix& matrix_;

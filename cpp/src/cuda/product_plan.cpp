@@ -21,7 +21,7 @@ std::vector<Complex> interleaved(const ComplexMatrix& planes) {
 }
 
 // The same with every column at its place in spectra.
-std::vector<Complex> interleaved_in_place(const ComplexMatrix& planes, bool trellis) {
+std::vector<Complex> interleaved_like_spectra(const ComplexMatrix& planes, bool trellis) {
   const std::vector<Complex> natural = interleaved(planes);
   std::vector<Complex> out(natural.size());
   for (Index i = 0; i < planes.count(); ++i) {
@@ -84,7 +84,7 @@ ProductPlan::ProductPlan(const PackedMatrix& matrix, Index shared_limit)
   add_points(builder_);
   if (spec_.rank > 0) {
     places_.left = builder_.add(interleaved(matrix.low_rank_left()));
-    places_.right = builder_.add(interleaved_in_place(matrix.low_rank_right(), is_trellis()));
+    places_.right = builder_.add(interleaved_like_spectra(matrix.low_rank_right(), is_trellis()));
   }
   constants_ = builder_.take();
 }
