@@ -47,12 +47,10 @@ PEERS: dict[str, Callable[[torch.nn.Linear], torch.nn.Module]] = {
 def milliseconds(peer: str, rows: int, columns: int, repeats: int) -> float:
     """Median time of one bfloat16 token, layers taking turns."""
     count = math.ceil(SPREAD_BYTES / (rows * columns / 2))
-    dense = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16)
-    layers = []
-    for _ in range(count):
-        copy = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16)
-        copy.load_state_dict(dense.state_dict())
-        layers.append(PEERS[peer](copy))
+    layers = [
+        PEERS[peer](torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16))
+        for _ in range(count)
+    ]
     x = torch.randn(1, columns, dtype=torch.bfloat16)
     times = []
     with torch.inference_mode():

@@ -50,7 +50,7 @@ void multiply_rings(const CodedMatrix& matrix, VectorView x, Precision precision
 
 // Trellis products (trellis_product.cpp): states of 32 rows become points by look-ups in registers,
 // which are multiplied with x in float32 or, at half precision, as integers. Expects that x is a
-// spectrum of real values: x[n - l] is the conjugate of x[l]. Relative error about 1e-6, or 5e-4.
+// spectrum of real values: x[n - l] is the conjugate of x[l]. Relative error about 1e-6, or 4e-4.
 void multiply_trellis(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                       VectorSpan y);
 

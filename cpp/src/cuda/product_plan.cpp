@@ -14,19 +14,12 @@ namespace {
 
 Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
-std::vector<Complex> interleaved(const ComplexMatrix& planes) {
+// Columns in the trellis' order, or as they are.
+std::vector<Complex> interleaved(const ComplexMatrix& planes, bool trellis) {
   std::vector<Complex> out(static_cast<std::size_t>(planes.count()));
-  for (Index i = 0; i < planes.count(); ++i) out[i] = {planes.real()[i], planes.imag()[i]};
-  return out;
-}
-
-// The same with every column at its place in spectra.
-std::vector<Complex> interleaved_like_spectra(const ComplexMatrix& planes, bool trellis) {
-  const std::vector<Complex> natural = interleaved(planes);
-  std::vector<Complex> out(natural.size());
   for (Index i = 0; i < planes.count(); ++i) {
     const Index n = planes.cols(), l = i % n;
-    out[i - l + place_of(trellis, n, l)] = natural[i];
+    out[i - l + place_of(trellis, n, l)] = {planes.real()[i], planes.imag()[i]};
   }
   return out;
 }
@@ -83,8 +76,8 @@ ProductPlan::ProductPlan(const PackedMatrix& matrix, Index shared_limit)
   places_.row_scale = builder_.add(to_floats(matrix.row_scale()));
   add_points(builder_);
   if (spec_.rank > 0) {
-    places_.left = builder_.add(interleaved(matrix.low_rank_left()));
-    places_.right = builder_.add(interleaved_like_spectra(matrix.low_rank_right(), is_trellis()));
+    places_.left = builder_.add(interleaved(matrix.low_rank_left(), false));
+    places_.right = builder_.add(interleaved(matrix.low_rank_right(), is_trellis()));
   }
   constants_ = builder_.take();
 }
