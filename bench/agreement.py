@@ -16,7 +16,6 @@ from bench.tiny_model import DEFAULT_MODEL
 from examples.tiny_lmm.benchmark import benchmark_questions
 from llava_fa import CompressionConfig, compress_checkpoint, load_model
 from llava_fa.capture import load_processor
-from llava_fa.hf import LlavaFaConfig
 
 NEW_TOKENS = 4
 AT_ONCE = 4  # questions, so that every code is multiplied as it is
@@ -42,10 +41,9 @@ def agreement_rows(codes: Sequence[tuple[str, float]], questions: int) -> list[d
             folder = Path(temporary) / "packed"
             config = CompressionConfig(codec=codec, bits=bits)
             compress_checkpoint(DEFAULT_MODEL, folder, config, progress=False)
-            dense = _answers(load_model(folder, dtype=torch.float32), batches)
-            choice = LlavaFaConfig(runtime="packed")
-            packed = _answers(
-                load_model(folder, dtype=torch.float32, quantization_config=choice), batches
+            dense, packed = (
+                _answers(load_model(folder, dtype=torch.float32, runtime=runtime), batches)
+                for runtime in ("dense", "packed")
             )
         difference = (packed[0] - dense[0]).norm() / dense[0].norm()
         others = (packed[1] != dense[1]).any(dim=1).sum()

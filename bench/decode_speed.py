@@ -5,7 +5,8 @@
    Codes are random: speed does not depend on them. Layers change from call to call, so that none
    stays in a cache, and all of one shape are measured in turn.
 2. 512 tokens of the same.
-3. A text model with random weights: tokens per second, time to the first token, resident memory.
+3. A text model with random weights, dense, packed and with the others' layers: tokens per second,
+   time to the first token, bytes of the weights.
 4. The trained tiny model: whether the packed run time answers as the dense one.
 
 The limit of one token is the time to read the layer's stored bytes at the speed of reading memory,
@@ -29,8 +30,9 @@ import torch
 
 from bench import support
 from bench.agreement import agreement_rows
+from bench.generation import generation, replace_linear
 from bench.peers.decode import INT4, NF4, SPREAD_BYTES
-from bench.random_model import VOCABULARY, random_text_model
+from bench.random_model import random_text_model
 from llava_fa import CompressedMatrix, half_spectrum, inverse_half_spectrum
 from llava_fa.matrix_spec import MatrixSpec
 from llava_fa.nn import FourierLinear
@@ -51,7 +53,6 @@ PEER_CALLS = {NF4: 15, INT4: 61}
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 UNCOUNTED_SECONDS = 0.02
 CALLS_PER_TURN = 10
-PROMPT, NEW_TOKENS = 64, 16
 
 Timer = Callable[[], float]
 """Does something once, and says how many seconds it took."""
@@ -221,6 +222,15 @@ def layer_rows(
     return rows
 
 
+def in_peers(python: Path, module: str, *arguments: str) -> tuple[Any, str]:
+    """Run a module in the peers' environment: what it printed, or why it printed nothing."""
+    command = [str(python), "-m", f"bench.peers.{module}", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode == 0:
+        return json.loads(finished.stdout.splitlines()[-1]), ""
+    return None, finished.stderr.strip()[-200:]
+
+
 def peer_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
     """Time the layers of others in their own environment."""
     if python is None:
@@ -229,51 +239,34 @@ def peer_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for peer, repeats in PEER_CALLS.items():
         options = {"shapes": shapes[:1] if quick else shapes, "repeats": 3 if quick else repeats}
-        finished = subprocess.run(
-            [str(python), "-m", "bench.peers.decode", peer, json.dumps(options)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if finished.returncode == 0:
-            rows += json.loads(finished.stdout.splitlines()[-1])
-        else:
-            rows.append({"peer": peer, "reason": finished.stderr.strip()[-200:]})
+        found, reason = in_peers(python, "decode", peer, json.dumps(options))
+        rows += found or [{"peer": peer, "reason": reason}]
     return rows
 
 
-def model_rows(quick: bool) -> list[dict[str, Any]]:
-    """Time generation of a text model with random weights, dense and packed."""
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, VOCABULARY, (1, PROMPT), generator=generator)
+def model_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
+    """Time generation of a text model with random weights, dense, packed and by the peers."""
     rows = []
     for name, dtype in TYPES.items():
         model = random_text_model(quick).to(dtype)
-        rows.append({"model": f"dense {name}", **generation(model, prompt)})
+        rows.append(model_row(f"dense {name}", model))
         for codec, bits in CODES:
-            for module in model.model.layers.modules():
-                for child_name, child in list(module.named_children()):
-                    if isinstance(child, torch.nn.Linear):
-                        shape = (child.out_features, child.in_features)
-                        setattr(module, child_name, packed_layer(shape, codec, bits))
-            rows.append({"model": f"{codec} {bits:g}, {name}", **generation(model, prompt)})
+            replace_linear(model, partial(packed_like, codec, bits))
+            rows.append(model_row(f"{codec} {bits:g}, {name}", model))
+    for peer in PEER_CALLS if python else ():
+        found, reason = in_peers(python, "generate", peer, *(["--quick"] if quick else []))
+        rows.append(found or {"model": peer, "reason": reason})
     return rows
 
 
-def generation(model: Any, prompt: torch.Tensor) -> dict[str, float]:
-    """Time to the first token, and tokens per second after it."""
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    seconds = []
-    for count in (1, 1, 1 + NEW_TOKENS):  # the first call prepares
-        start = time.perf_counter()
-        with torch.inference_mode():
-            model.generate(prompt, min_new_tokens=count, max_new_tokens=count, **options)
-        seconds.append(time.perf_counter() - start)
-    return {
-        "weights MB": stored_bytes(model) / 1e6,
-        "first token s": seconds[1],
-        "tokens per s": NEW_TOKENS / (seconds[2] - seconds[1]),
-    }
+def packed_like(codec: str, bits: float, layer: torch.nn.Linear) -> FourierLinear:
+    """Return a packed layer of the same size."""
+    return packed_layer((layer.out_features, layer.in_features), codec, bits)
+
+
+def model_row(name: str, model: Any) -> dict[str, Any]:
+    """Return a model's row of the table."""
+    return {"model": name, "weights MB": stored_bytes(model) / 1e6, **generation(model)}
 
 
 def targets(
@@ -333,7 +326,10 @@ def main() -> None:
             row["met"] = None  # a smoke run's sizes are not the target's
     tables = {"One token": one, "512 tokens": many}
     tables |= {"Peers, one token": peers} if peers else {}
-    tables |= {"A model": model_rows(quick), "Packed against dense": agreement}
+    tables |= {
+        "A model": model_rows(arguments.peers_python, quick),
+        "Packed against dense": agreement,
+    }
     tables |= {"Targets": judged}
     figures = {"read_gbytes_per_second": bandwidth / 1e9}
     support.publish("decode_speed", arguments.json, tables, figures)

@@ -60,13 +60,14 @@ def resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-def load(folder: Path, packed: bool) -> Any:
-    """Load as a user does."""
+def load(folder: Path, name: str) -> Any:
+    """Load as a user does, with the runtime that the name of the measurement means."""
     from transformers import AutoModelForCausalLM
 
     from llava_fa.hf import LlavaFaConfig
 
-    options = {"quantization_config": LlavaFaConfig(runtime="packed")} if packed else {}
+    config = LlavaFaConfig(runtime="dense" if name == DECODED else "packed")
+    options = {} if name == DENSE else {"quantization_config": config}
     return AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
@@ -82,15 +83,14 @@ def run_once(root: Path, name: str) -> dict[str, float]:
     """In a process of its own: load one folder and use it."""
     import torch
 
-    packed = name in SETTINGS
     folder = "ring 4" if name == DECODED else name
     token = torch.zeros(1, 1, dtype=torch.long)
     with torch.inference_mode():
-        load(root / "small" / folder, packed)(token)
+        load(root / "small" / folder, name)(token)
         gc.collect()
         before = resident_bytes()
         start = time.perf_counter()
-        model = load(root / folder, packed)
+        model = load(root / folder, name)
         loaded = time.perf_counter() - start
         read_pages(model)
         resident = time.perf_counter() - start

@@ -6,7 +6,7 @@ The README quotes nothing by hand; ``tests/python/test_docs.py`` checks that it 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,22 @@ def decoding_text() -> str:
         f"**Run time**, packed layers of LLaVA-1.5-7B, one token "
         f"({found['machine']['processor']}, {found['machine']['cores']} cores, AVX2; NF4 is "
         f"bitsandbytes' layer, int4 torchao's, in the same run):\n\n{markdown(rows)}\n\n"
+        "A Llama of 0.4 billion weights writes tokens per second: "
+        f"{_tokens_per_second(found['tables']['A model'])}. "
         "Targets that were missed stand in `bench/results/decode_speed.md`.\n\n"
     )
+
+
+def _tokens_per_second(models: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures of all models in bfloat16 in words."""
+    figures = {
+        row["model"].removesuffix(", bfloat16"): f"{row['tokens per s']:.1f}"
+        for row in models
+        if "bfloat16" in row["model"] and "tokens per s" in row
+    }
+    dense = figures.pop("dense bfloat16")
+    packed = ", ".join(f"{figure} ({name})" for name, figure in figures.items())
+    return f"{dense} (dense bfloat16), {packed}"
 
 
 def loading_text() -> str:

@@ -324,7 +324,7 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         choices=("dense", "packed"),
         help="decode the weights at loading, or multiply with the codes "
-        "(default: LLAVA_FA_RUNTIME, else dense)",
+        "(default: LLAVA_FA_RUNTIME, else dense with a GPU and packed without)",
     )
 
 

@@ -12,7 +12,7 @@ from transformers import TextStreamer
 from .capture import load_processor, prompt_text
 from .errors import CheckpointError
 from .fmvr import elastic_processor
-from .hf import LlavaFaConfig, Runtime, default_runtime
+from .hf import Runtime
 from .loading import load_model
 
 
@@ -40,16 +40,14 @@ def generate_answer(
         Longest answer.
     runtime
         ``"dense"`` decodes a compressed checkpoint at loading; ``"packed"`` keeps it packed. None:
-        what ``LLAVA_FA_RUNTIME`` says, else dense.
+        what :func:`llava_fa.hf.default_runtime` says.
     stream
         Print the answer on standard output word by word, as it comes.
     **budget
         For a model with FMVR: ``visual_tokens``, ``max_prefill_tflops`` or ``max_kv_bytes``; see
         :func:`llava_fa.fmvr.elastic_processor`.
     """
-    chosen = runtime is not None and runtime != default_runtime()  # else dense folders are refused
-    options = {"quantization_config": LlavaFaConfig(runtime=runtime)} if chosen else {}
-    model = load_model(folder, dtype="auto", **options)
+    model = load_model(folder, dtype="auto", runtime=runtime)
     processor = load_processor(folder)
     return answer(
         model, processor, prompt, image, max_new_tokens=max_new_tokens, stream=stream, **budget

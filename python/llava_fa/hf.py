@@ -42,14 +42,23 @@ Runtime = Literal["dense", "packed"]
 RUNTIME_VARIABLE = "LLAVA_FA_RUNTIME"
 
 
-def default_runtime(otherwise: Runtime = "dense") -> Runtime:
+def default_runtime(while_loading: bool = False) -> Runtime:
     """Return what compressed layers become where nobody says it.
+
+    What the environment variable says; else packed, but dense for a compressed checkpoint in a
+    program that sees a GPU, for whose kernels no speed has been measured yet (``docs/cuda.md``).
+
+    Parameters
+    ----------
+    while_loading
+        Whether the checkpoint is dense and compressed while it is loaded.
 
     Raises
     ------
     ValueError
         The environment variable holds something else.
     """
+    otherwise = "dense" if torch.cuda.is_available() and not while_loading else "packed"
     return _checked_runtime(os.environ.get(RUNTIME_VARIABLE, otherwise), RUNTIME_VARIABLE)
 
 
@@ -74,12 +83,11 @@ class LlavaFaConfig(QuantizationConfigMixin):
     modules
         Module name to ``MatrixSpec.to_dict()``.
     runtime
-        What compressed layers become when the model is loaded: ``"dense"``, ordinary ``nn.Linear``
-        with the decoded weight, or ``"packed"``, :class:`FourierLinear`, which keeps the memory
-        small. Not stored; to choose, give ``quantization_config=LlavaFaConfig(runtime="packed")``
-        to ``from_pretrained``, which takes everything else from the checkpoint. None: what the
-        environment variable ``LLAVA_FA_RUNTIME`` says, else dense for a compressed checkpoint, and
-        packed for one that is compressed while loading.
+        What compressed layers become when the model is loaded: ``"packed"``,
+        :class:`FourierLinear`, which keeps the memory small, or ``"dense"``, ordinary ``nn.Linear``
+        with the decoded weight. Not stored; to choose, give
+        ``quantization_config=LlavaFaConfig(runtime="dense")`` to ``from_pretrained``, which takes
+        everything else from the checkpoint. None: what :func:`default_runtime` says.
     **options
         Of :class:`CompressionConfig`, for compressing while loading: ``bits`` and what else differs
         from the defaults. Without any, names that this version does not know are ignored.
@@ -103,7 +111,7 @@ class LlavaFaConfig(QuantizationConfigMixin):
         check_version(format_version, "quantization_config")
         self.compression = _compression(options)
         if runtime is None:
-            runtime = default_runtime("packed" if self.compression else "dense")
+            runtime = default_runtime(while_loading=self.compression is not None)
         self.runtime = _checked_runtime(runtime, "runtime")
         self.quant_method: Any = QUANT_METHOD
         self.format_version = format_version

@@ -6,6 +6,7 @@ layers; 1e-4 is allowed.
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ def load(folder: Path, auto: Any = AutoModelForImageTextToText, **options: Any) 
 
 
 def load_dense(folder: Path, auto: Any = AutoModelForImageTextToText, **options: Any) -> Any:
-    return auto.from_pretrained(folder, **options).eval()
+    """Load with dense layers, decoded if the folder is compressed."""
+    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+        options["quantization_config"] = LlavaFaConfig(runtime="dense")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")
+        return auto.from_pretrained(folder, **options).eval()
 
 
 def logits(model: Any, inputs: dict[str, torch.Tensor] | None = None) -> torch.Tensor:

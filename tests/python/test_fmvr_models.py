@@ -32,7 +32,6 @@ from llava_fa._register_fmvr import CONFIGS, MODELS
 from llava_fa.fmvr import attach_fmvr
 from llava_fa.fmvr.layouts import layout_of
 from llava_fa.fmvr.models import ELASTIC_CLASSES
-from llava_fa.hf import LlavaFaConfig
 
 SCALES = (144, 36, 9, 1)
 
@@ -320,8 +319,8 @@ class TestFiles:
         assert all(torch.equal(before[name], after[name]) for name in pyramid)
         assert verify_checkpoint(packed, source).ok
         inputs = {**rows([9]), "pixel_values": pixels(1, 3, 48, 48)}
-        dense = load_model(packed)
-        kept = load_model(packed, quantization_config=LlavaFaConfig(runtime="packed"))
+        dense = load_model(packed, runtime="dense")
+        kept = load_model(packed, runtime="packed")
         torch.testing.assert_close(
             logits(kept, inputs, visual_tokens=9),
             logits(dense, inputs, visual_tokens=9),
@@ -333,11 +332,11 @@ class TestFiles:
         source, packed = tmp_path / "source", tmp_path / "packed"
         llava().save_pretrained(source)
         compress(source, packed)
-        model = load_model(packed, quantization_config=LlavaFaConfig(runtime="packed"))
+        model = load_model(packed, runtime="packed")
         inputs = {**rows([9]), "pixel_values": pixels(1, 3, 48, 48)}
         attach_fmvr(model)
         model.save_pretrained(tmp_path / "again")
-        again = load_model(tmp_path / "again", quantization_config=LlavaFaConfig(runtime="packed"))
+        again = load_model(tmp_path / "again", runtime="packed")
         assert torch.equal(
             logits(again, inputs, visual_tokens=9), logits(model, inputs, visual_tokens=9)
         )

@@ -1,4 +1,4 @@
-"""Loading compressed checkpoints through transformers."""
+"""Loading compressed checkpoints through transformers, decoded to dense weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     LlavaForConditionalGeneration,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -29,12 +28,9 @@ from llava_fa.decompress import decompress_checkpoint
 from llava_fa.errors import FormatError
 from llava_fa.hf import LlavaFaConfig
 from llava_fa.loading import load_model
+from packed_models import load_dense as load
 
 Q = "model.language_model.layers.0.self_attn.q_proj"
-
-
-def load(folder: Path, **options: Any) -> Any:
-    return AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -85,11 +81,11 @@ class TestEquality:
 
     def test_text_model(self, llama_folder: Path, tmp_path: Path) -> None:
         compress_checkpoint(llama_folder, tmp_path / "packed", progress=False)
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+        model = load(tmp_path / "packed", AutoModelForCausalLM)
         assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
 
     def test_base_model_without_head(self, packed_folder: Path) -> None:
-        base, whole = AutoModel.from_pretrained(packed_folder), load(packed_folder)
+        base, whole = load(packed_folder, AutoModel), load(packed_folder)
         weight = base.language_model.layers[0].self_attn.q_proj.weight
         assert torch.equal(weight, whole.get_submodule(Q).weight)
 
@@ -122,7 +118,7 @@ class TestEquality:
     def test_compressed_head(self, llama_folder: Path, tmp_path: Path) -> None:
         recipe = [{"match": "lm_head", "compress": True, "bits": 5}]
         compress_checkpoint(llama_folder, tmp_path / "packed", recipe=recipe, progress=False)
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+        model = load(tmp_path / "packed", AutoModelForCausalLM)
         weight = llama_model().lm_head.weight
         error = (model.lm_head.weight - weight).square().sum() / weight.square().sum()
         assert 0 < error < 0.05

@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     LlavaForConditionalGeneration,
 )
 
@@ -138,11 +139,23 @@ class TestEquality:
 
 
 class TestOptions:
-    def test_dense_is_the_default(self, packed_folder: Path) -> None:
-        assert LlavaFaConfig().runtime == "dense"
+    def test_packed_is_the_default_without_a_gpu(
+        self, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load_plainly = AutoModelForImageTextToText.from_pretrained
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        assert packed_layers(load_plainly(packed_folder))
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        assert not packed_layers(load_plainly(packed_folder))
+        monkeypatch.setenv("LLAVA_FA_RUNTIME", "packed")
+        assert packed_layers(load_plainly(packed_folder))
+
+    def test_the_runtime_is_chosen_by_a_configuration(self, packed_folder: Path) -> None:
         assert not packed_layers(load_dense(packed_folder))
         with pytest.warns(UserWarning, match="runtime"):
-            asked = load_dense(packed_folder, quantization_config=LlavaFaConfig(runtime="dense"))
+            asked = AutoModelForImageTextToText.from_pretrained(
+                packed_folder, quantization_config=LlavaFaConfig(runtime="dense")
+            )
         assert not packed_layers(asked)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -182,15 +195,18 @@ class TestOptions:
 
     def test_loading_without_random_weights(self, packed_folder: Path) -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You passed `quantization_config`")
-            config = LlavaFaConfig(runtime="packed")
-            model = load_model(packed_folder, quantization_config=config)
-        assert packed_layers(model)
+            warnings.simplefilter("error")
+            assert packed_layers(load_model(packed_folder, runtime="packed"))
+            assert not packed_layers(load_model(packed_folder, runtime="dense"))
+
+    def test_dense_folders_load_whatever_the_runtime(self, llava_folder: Path) -> None:
+        assert not packed_layers(load_model(llava_folder, runtime="packed"))
 
     def test_a_configuration_object(self, packed_folder: Path) -> None:
         config = AutoConfig.from_pretrained(packed_folder)
-        config.quantization_config["runtime"] = "packed"
-        assert packed_layers(load_dense(packed_folder, config=config))
+        config.quantization_config["runtime"] = "dense"
+        model = AutoModelForImageTextToText.from_pretrained(packed_folder, config=config)
+        assert not packed_layers(model)
 
     def test_compiled_model(self, packed: Any) -> None:
         compiled: Any = torch.compile(packed, backend="aot_eager", fullgraph=False)

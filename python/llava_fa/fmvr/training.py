@@ -91,7 +91,8 @@ def train_fmvr(
     if importlib.util.find_spec("accelerate") is None:
         raise LlavaFaError("training needs the package accelerate: pip install accelerate")
     _check_output(folder, overwrite=overwrite)
-    model = load_model(source, dtype=getattr(torch, options.dtype))
+    # Packed layers have no weights to train.
+    model = load_model(source, runtime="dense", dtype=getattr(torch, options.dtype))
     if not hasattr(model, "fmvr"):
         square = "qwen" not in model.config.model_type
         attach_fmvr(model, options.scales if square else None, variant=options.variant)
