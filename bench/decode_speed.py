@@ -9,9 +9,10 @@
    time to the first token, bytes of the weights.
 4. The trained tiny model: whether the packed run time answers as the dense one.
 
-The limit of one token is the time to read the layer's stored bytes at the speed of reading memory,
-measured in the same run. The share of the transforms is that of transforming one vector there and
-one back by two calls from Python, less what these calls take for single numbers.
+Ratios are medians over rounds of the ratio within a round. The limit of one token is the time to
+read the layer's stored bytes at the speed of reading memory, measured in the same run. The share of
+the transforms is that of transforming one vector there and one back by two calls from Python, less
+what these calls take for single numbers.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ PEER_CALLS = {NF4: 15, INT4: 61}
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 UNCOUNTED_SECONDS = 0.02
 CALLS_PER_TURN = 10
+ROUNDS, ROUNDS_OF_MANY = 40, 3
+OVER_RING = "over ring"
 
 Timer = Callable[[], float]
 """Does something once, and says how many seconds it took."""
@@ -143,12 +146,13 @@ def transforms(shape: tuple[int, int]) -> Timer:
     return seconds
 
 
-def median_seconds(timers: Mapping[str, Timer], rounds: int) -> dict[str, float]:
-    """Median of each timer, which take turns, so that other processes' load falls on all alike.
+def seconds_by_round(timers: Mapping[str, Timer], rounds: int) -> dict[str, list[float]]:
+    """Median of each timer in every round, in which they take turns.
 
-    A turn starts with calls that do not count, during which the threads of the turn before, which
-    wait busily for a while, fall asleep: without the pauses of ``support.interleaved_seconds``, as
-    the products of a model follow each other.
+    Rounds are short, so that other processes' load falls on all alike. A turn starts with calls
+    that do not count, during which the threads of the turn before, which wait busily for a while,
+    fall asleep: without the pauses of ``support.interleaved_seconds``, as the products of a model
+    follow each other.
     """
     times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(rounds):
@@ -156,8 +160,13 @@ def median_seconds(timers: Mapping[str, Timer], rounds: int) -> dict[str, float]
             end = time.perf_counter() + UNCOUNTED_SECONDS
             while time.perf_counter() < end:
                 timer()
-            times[name] += [timer() for _ in range(CALLS_PER_TURN)]
-    return {name: statistics.median(found) for name, found in times.items()}
+            times[name].append(statistics.median(timer() for _ in range(CALLS_PER_TURN)))
+    return times
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median over the rounds of what the one took, in units of the other."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def read_bandwidth(size: int = 1 << 28) -> float:
@@ -200,25 +209,23 @@ def layer_rows(
             packed = copies(partial(packed_layer, shape, codec, bits), quick)
             limits[code] = stored_bytes(packed[0]) / bandwidth
             timers |= {f"{code} {name}": product(packed, x) for name, x in inputs.items()}
-        seconds = median_seconds(timers, rounds)
+        times = seconds_by_round(timers, rounds)
+        seconds = {name: statistics.median(found) for name, found in times.items()}
         layer: dict[str, Any] = {"model": model, "layer": f"{shape[0]} x {shape[1]}"}
         layer |= {f"dense {name} ms": 1e3 * seconds[f"dense {name}"] for name in TYPES}
         for code, limit in limits.items():
-            times = {name: seconds[f"{code} {name}"] for name in TYPES}
-            one = times["bfloat16"] if tokens == 1 else None
-            rows.append(
-                layer
-                | {"code": code}
-                | {f"{name} ms": 1e3 * value for name, value in times.items()}
-                | {
-                    f"times {name}": seconds[f"dense {name}"] / value
-                    for name, value in times.items()
-                }
-                | {
-                    "of the limit": limit / one if one else None,
-                    "transforms": seconds["transforms"] / one if one else None,
-                }
-            )
+            row = layer | {"code": code}
+            row |= {f"{name} ms": 1e3 * seconds[f"{code} {name}"] for name in TYPES}
+            row |= {
+                f"times {name}": median_ratio(times[f"dense {name}"], times[f"{code} {name}"])
+                for name in TYPES
+            }
+            if tokens == 1:
+                one = f"{code} bfloat16"
+                row["of the limit"] = limit / seconds[one]
+                row["transforms"] = median_ratio(times["transforms"], times[one])
+                row[OVER_RING] = median_ratio(times[one], times[one.replace("trellis", "ring")])
+            rows.append(row)
     return rows
 
 
@@ -289,11 +296,8 @@ def targets(
                 what = f"one token, {row['layer']}, {row['code']}: times NF4 of bitsandbytes"
                 rows.append(support.target(what, nf4 / row["bfloat16 ms"], 2.0, True))
         if row["code"].startswith("trellis"):
-            bits = row["code"].split()[1]
-            ring = next(r for r in one if (r["layer"], r["code"]) == (row["layer"], f"ring {bits}"))
             what = f"one token, {row['layer']}, {row['code']}: times as long as ring"
-            slower = row["bfloat16 ms"] / ring["bfloat16 ms"]
-            rows.append(support.target(what, slower, 2.0, False))
+            rows.append(support.target(what, row[OVER_RING], 2.0, False))
     for row in many:
         if row["code"] == "ring 4":
             for name, bound in (("float32", 1.2), ("bfloat16", 1.5)):
@@ -316,8 +320,9 @@ def main() -> None:
     if quick:
         shapes = [("small", (256, 192)), ("small", (320, 256))]
     bandwidth = read_bandwidth(1 << 22 if quick else 1 << 28)
-    one = layer_rows(shapes, 1, 1 if quick else 10, quick, bandwidth)
-    many = layer_rows(shapes[:1], 8 if quick else 512, 1, quick, bandwidth)
+    one = layer_rows(shapes, 1, 1 if quick else ROUNDS, quick, bandwidth)
+    prompt, rounds = (8, 1) if quick else (512, ROUNDS_OF_MANY)
+    many = layer_rows(shapes[:1], prompt, rounds, quick, bandwidth)
     peers = peer_rows(arguments.peers_python, quick)
     agreement = agreement_rows(CODES[:1] if quick else CODES, 8 if quick else 40)
     judged = targets(one, many, peers, agreement)
