@@ -1,7 +1,9 @@
 """Loads compressed checkpoints through transformers' ``from_pretrained``.
 
 transformers builds the model on the meta device; before it reads the files, every compressed
-``nn.Linear`` is swapped for a :class:`FourierLinear`, whose buffers carry the stored names, types
+``nn.Linear`` is swapped. On the CPU a module keeps the place of a :class:`FourierLinear` that
+``past_transformers.py`` reads; on other devices, whose memory transformers plans, and for tensors
+that come without files, the layer itself is swapped in, whose buffers carry the stored names, types
 and shapes. Afterwards each is checked, and with ``runtime="dense"`` decoded into an ordinary
 ``nn.Linear``, one at a time.
 """
@@ -35,6 +37,7 @@ from .packed_checkpoint import (
     parse_specs,
     unpack,
 )
+from .past_transformers import LayersOfFiles
 from .shards import TensorEntry, read_header
 from .while_loading import CompressWhileLoading
 
@@ -159,6 +162,7 @@ class LlavaFaQuantizer(HfQuantizer):
 
     quantization_config: LlavaFaConfig
     _compress: CompressWhileLoading | None = None
+    _reader: LayersOfFiles | None = None
 
     def is_serializable(self) -> bool:
         """Whether the loaded model can be saved: dense or as it was stored, so yes."""
@@ -186,7 +190,11 @@ class LlavaFaQuantizer(HfQuantizer):
         return self._compress
 
     def _process_model_before_weight_loading(
-        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+        self,
+        model: Any,
+        checkpoint_files: list[str] | None = None,
+        device_map: Any = None,
+        **kwargs: Any,
     ) -> None:
         compression = self.quantization_config.compression
         if not self.pre_quantized and compression is not None:
@@ -195,13 +203,22 @@ class LlavaFaQuantizer(HfQuantizer):
             return
         specs = self.quantization_config.specs()
         if checkpoint_files:
-            _check_files(specs, checkpoint_files)
+            entries = _checked_entries(specs, checkpoint_files)
+            if _is_on_the_cpu(device_map):
+                self._reader = LayersOfFiles(entries)
         swapped = {}
         for stored, spec in specs.items():
             name = _module_name(model, stored)
-            if name is not None:
+            if name is None:
+                continue
+            _check_module(model, name, spec)
+            if self._reader is not None:
+                self._reader.reserve(model, name, stored, spec)
+            else:
                 _swap(model, name, spec)
-                swapped[name] = spec.to_dict()
+            swapped[name] = spec.to_dict()
+        if self._reader is not None:
+            model._keys_to_ignore_on_load_unexpected |= self._reader.ignored()
         # What this class of model says when it is saved packed: a base model has other names.
         self.quantization_config.modules = swapped
 
@@ -213,18 +230,17 @@ class LlavaFaQuantizer(HfQuantizer):
         if stays_packed:
             # Else transformers saves under the names of old checkpoints; ours are the module names.
             model._weight_conversions = []
-        for name, packed in list(_packed_layers(model)):
-            matrix = _loaded_matrix(name, packed)
-            if stays_packed:
-                continue
-            linear = _dense_layer(packed, matrix, dtype)
-            linear.train(model.training)
-            if hasattr(packed, "_hf_hook"):  # the model is spread over several devices
-                hooks: Any = importlib.import_module("accelerate.hooks")
-                hooks.add_hook_to_module(linear, packed._hf_hook)
-            model.set_submodule(name, linear)
-            del packed, matrix
+        for name, layer in self._loaded_layers(model):
+            matrix = _checked_matrix(name, layer)
+            _replace(model, name, layer if stays_packed else _dense_layer(layer, matrix, dtype))
+            del layer, matrix
         return model
+
+    def _loaded_layers(self, model: Any) -> Iterator[tuple[str, FourierLinear]]:
+        if self._reader is None:
+            return iter(list(_packed_layers(model)))
+        model._keys_to_ignore_on_load_unexpected -= self._reader.ignored()
+        return self._reader.layers(model)
 
     def _compressed(self, model: Any, compress: CompressWhileLoading) -> Any:
         """Finish a model that was compressed while loading: it becomes like one that was stored."""
@@ -248,7 +264,25 @@ def _packed_layers(model: nn.Module) -> Iterator[tuple[str, FourierLinear]]:
             yield name, module
 
 
-def _loaded_matrix(name: str, layer: FourierLinear) -> CompressedMatrix:
+def _is_on_the_cpu(device_map: Any) -> bool:
+    """Whether the whole model is loaded there."""
+    devices = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    return all(device is None or str(device) == "cpu" for device in devices)
+
+
+def _replace(model: Any, name: str, layer: nn.Module) -> None:
+    """Put a layer where a module was, with what transformers and accelerate gave to that."""
+    before = model.get_submodule(name)
+    if before is layer:
+        return
+    layer.train(before.training)
+    if hasattr(before, "_hf_hook"):  # the model is spread over several devices
+        hooks: Any = importlib.import_module("accelerate.hooks")
+        hooks.add_hook_to_module(layer, before._hf_hook)
+    model.set_submodule(name, layer)
+
+
+def _checked_matrix(name: str, layer: FourierLinear) -> CompressedMatrix:
     """Check everything that was read for a layer."""
     for suffix, tensor in layer.state_dict(keep_vars=True).items():
         # transformers marks what it read; anything else it has merely allocated.
@@ -271,13 +305,14 @@ def _dense_layer(layer: FourierLinear, matrix: CompressedMatrix, dtype: torch.dt
     return linear
 
 
-def _check_files(specs: Mapping[str, MatrixSpec], files: list[str]) -> None:
+def _checked_entries(specs: Mapping[str, MatrixSpec], files: list[str]) -> dict[str, TensorEntry]:
     """Find missing or inconsistent tensors before transformers would initialize them at random."""
     entries: dict[str, TensorEntry] = {}
     for file in files:
         entries.update(read_header(Path(file)))
     for name, spec in specs.items():
         check_packed_tensors(name, spec, entries)
+    return entries
 
 
 def _module_name(model: Any, stored: str) -> str | None:
@@ -298,7 +333,7 @@ def _module_name(model: Any, stored: str) -> str | None:
     )
 
 
-def _swap(model: nn.Module, name: str, spec: MatrixSpec) -> None:
+def _check_module(model: nn.Module, name: str, spec: MatrixSpec) -> None:
     module = model.get_submodule(name)
     if not isinstance(module, nn.Linear):
         raise FormatError(
@@ -310,8 +345,11 @@ def _swap(model: nn.Module, name: str, spec: MatrixSpec) -> None:
         raise FormatError(
             f"config.json: {name} is stored as {list(spec.shape)}, the model needs {list(shape)}"
         )
+
+
+def _swap(model: nn.Module, name: str, spec: MatrixSpec) -> None:
     layer: Any = FourierLinear(spec, bias=False, device="meta")
-    layer.register_parameter("bias", module.bias)
+    layer.register_parameter("bias", model.get_submodule(name).bias)
     # Nothing of it may be initialized at random; what was not read is an error.
     layer._is_hf_initialized = True
     model.set_submodule(name, layer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -76,15 +76,43 @@ class FourierLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        tensors = {
+            name: torch.zeros(shape, dtype=stored_dtype, device=device)
+            for name, (stored_dtype, shape) in spec.tensors().items()
+        }
+        values = torch.zeros(spec.shape[0], device=device, dtype=dtype) if bias else None
+        self._hold(spec, tensors, None if values is None else nn.Parameter(values))
+
+    def _hold(
+        self, spec: MatrixSpec, tensors: Mapping[str, Tensor], bias: nn.Parameter | None
+    ) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which allocates the dense weight
         self.spec = spec
         self.out_features, self.in_features = spec.shape
-        self._stored_names = tuple(spec.tensors())
+        self._stored_names = tuple(tensors)
         self._description = json.dumps(spec.to_dict())
-        for name, (stored_dtype, shape) in spec.tensors().items():
-            self.register_buffer(name, torch.zeros(shape, dtype=stored_dtype, device=device))
-        values = torch.zeros(self.out_features, device=device, dtype=dtype) if bias else None
-        self.register_parameter("bias", None if values is None else nn.Parameter(values))
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        self.register_parameter("bias", bias)
+
+    @classmethod
+    def around(
+        cls, spec: MatrixSpec, tensors: Mapping[str, Tensor], bias: nn.Parameter | None
+    ) -> FourierLinear:
+        """Build around stored tensors, by suffix in file order, without copying or checking them.
+
+        Parameters
+        ----------
+        spec
+            What is stored.
+        tensors
+            Of the names, types and shapes of ``spec.tensors()``.
+        bias
+            (m,); None if there is none.
+        """
+        layer = cls.__new__(cls)
+        layer._hold(spec, tensors, bias)
+        return layer
 
     @classmethod
     def from_matrix(cls, matrix: CompressedMatrix, bias: Tensor | None = None) -> FourierLinear:
