@@ -108,8 +108,8 @@ def _tokens_per_second(models: Sequence[Mapping[str, Any]]) -> str:
         if "bfloat16" in row["model"] and "tokens per s" in row
     }
     dense = figures.pop("dense bfloat16")
-    packed = ", ".join(f"{figure} ({name})" for name, figure in figures.items())
-    return f"{dense} (dense bfloat16), {packed}"
+    others = ", ".join(f"{figure} ({name})" for name, figure in figures.items())
+    return f"{dense} (dense bfloat16), {others}"
 
 
 def loading_text() -> str:

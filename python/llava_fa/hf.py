@@ -237,10 +237,11 @@ class LlavaFaQuantizer(HfQuantizer):
         return model
 
     def _loaded_layers(self, model: Any) -> Iterator[tuple[str, FourierLinear]]:
-        if self._reader is None:
+        reader, self._reader = self._reader, None
+        if reader is None:
             return iter(list(_packed_layers(model)))
-        model._keys_to_ignore_on_load_unexpected -= self._reader.ignored()
-        return self._reader.layers(model)
+        model._keys_to_ignore_on_load_unexpected -= reader.ignored()
+        return reader.layers(model)
 
     def _compressed(self, model: Any, compress: CompressWhileLoading) -> Any:
         """Finish a model that was compressed while loading: it becomes like one that was stored."""

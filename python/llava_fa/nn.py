@@ -133,13 +133,11 @@ class FourierLinear(nn.Linear):
         rows = matrix.shape[0]
         if bias is not None and tuple(bias.shape) != (rows,):
             raise ValueError(f"bias has shape {tuple(bias.shape)}, expected ({rows},)")
-        layer = cls(matrix.spec, bias=False)
-        for name, tensor in matrix.state_dict().items():
-            layer.get_buffer(name).copy_(tensor)
-        if bias is not None:
-            kept = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach().clone())
-            layer.register_parameter("bias", kept)
-        return layer
+        state = matrix.state_dict()
+        tensors = {name: state[name].clone() for name in matrix.spec.tensors()}
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            bias = nn.Parameter(bias.detach().clone())
+        return cls.around(matrix.spec, tensors, bias)
 
     def stored_tensors(self) -> dict[str, Tensor]:
         """Return the buffers that hold the matrix, by their suffixes of ``docs/format.md``."""
