@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 BUILD := build/cpp
 
-.PHONY: demo test test-python test-cpp test-consumer sanitize lint wheel bench clean doctest
+.PHONY: demo test test-python test-cpp test-consumer test-aarch64 sanitize lint wheel bench clean doctest
 
 demo: $(VENV)/.installed
 	$(BIN)/llava-fa demo --example examples/tiny_lmm
@@ -63,6 +63,20 @@ PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/$(1) -G Ninja \
 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build build/$(1)
 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ctest --test-dir build/$(1) --output-on-failure
 endef
+
+# The kernels of 64-bit Arm: cross-compiled, their tests emulated.
+test-aarch64: doctest $(VENV)/.tools
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null || \
+	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
+	    apt-get -qq update && apt-get -qq install -y g++-aarch64-linux-gnu qemu-user >/dev/null; } || \
+	  { echo "error: aarch64-linux-gnu-g++ or qemu-aarch64 not found (Debian: apt install" \
+	    "g++-aarch64-linux-gnu qemu-user)"; exit 1; }
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B build/aarch64 -G Ninja \
+	  -DCMAKE_TOOLCHAIN_FILE=$(abspath cmake/aarch64-linux.cmake) -DLLAVA_FA_CUDA=OFF \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DLLAVA_FA_BUILD_TESTS=ON \
+	  -DLLAVA_FA_WARNINGS_AS_ERRORS=ON
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake --build build/aarch64
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ctest --test-dir build/aarch64 --output-on-failure
 
 # A separate project that finds the installed package.
 test-consumer: $(BUILD)/build.ninja

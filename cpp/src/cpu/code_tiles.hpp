@@ -2,9 +2,9 @@
 // where the matrix ends.
 #pragma once
 
-#if defined(__AVX2__)
+#include "registers.hpp"
 
-#include <immintrin.h>
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include <algorithm>
 #include <cstdint>
@@ -16,7 +16,6 @@
 namespace llava_fa::cpu {
 
 inline constexpr Index kMostTileBytes = 128;
-inline constexpr Index kVectorRows = 32;  // bytes of a register
 
 // Byte b of row r of a tile is at [b * kPanelRows + r].
 class CodeTiles {
@@ -57,32 +56,27 @@ class CodeTiles {
   Index tile_bytes_;
 };
 
-inline __m256i load_bytes(const std::uint8_t* bytes) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
-}
-
 // Bits [kBits i, kBits (i + 1)) of the streams of 32 rows whose bytes are given.
 template <int kBits>
-__m256i bit_field(const __m256i* bytes, Index i) {
+Register bit_field(const Register* bytes, Index i) {
   constexpr int kMask = (1 << kBits) - 1;
   const Index byte = i * kBits / 8;
   const int shift = static_cast<int>(i * kBits % 8), low_bits = 8 - shift;
   const int low_mask = (1 << low_bits) - 1;
-  const auto masked = [](__m256i value, int mask) {
-    return _mm256_and_si256(value, _mm256_set1_epi8(static_cast<char>(mask)));
+  const auto masked = [](Register value, int mask) {
+    return value & all8(static_cast<char>(mask));
   };
-  const __m256i low = masked(_mm256_srli_epi16(bytes[byte], shift), kMask & low_mask);
+  const Register low = masked(shift_right16(bytes[byte], shift), kMask & low_mask);
   if (kBits <= low_bits) return low;
-  return _mm256_or_si256(low,
-                         masked(_mm256_slli_epi16(bytes[byte + 1], low_bits), kMask & ~low_mask));
+  return low | masked(shift_left16(bytes[byte + 1], low_bits), kMask & ~low_mask);
 }
 
 // Asks for the line of codes that is read `ahead` bytes later.
 template <Index ahead = 4096>
 void prefetch_codes(const std::uint8_t* bytes) {
-  _mm_prefetch(reinterpret_cast<const char*>(bytes + ahead), _MM_HINT_T0);
+  __builtin_prefetch(bytes + ahead);
 }
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

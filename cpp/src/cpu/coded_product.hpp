@@ -7,6 +7,7 @@
 #include "../half_float.hpp"
 #include "backend.hpp"
 #include "llava_fa/types.hpp"
+#include "registers.hpp"
 
 namespace llava_fa::cpu {
 
@@ -27,7 +28,7 @@ void multiply_points(const CodedMatrix& matrix, VectorView x, int threads, Vecto
 // The same for rows from first_row on, which are few, on the calling thread.
 void multiply_point_rows(const CodedMatrix& matrix, VectorView x, Index first_row, VectorSpan y);
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 // Table products (table_product.cpp): codes of up to six bits. Products of all points with an entry
 // of x are tabulated in fixed point and looked up in registers. Relative error about 1e-6, or 2e-4

@@ -53,7 +53,7 @@ enum class Kernel { points, tables, turns, rings, trellis };
 
 Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
                   [[maybe_unused]] Precision precision) {
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
   if (precision == Precision::half && turn_products_apply(matrix)) return Kernel::turns;
   if (table_products_apply(matrix)) return Kernel::tables;
   if (matrix.trellis != nullptr) return Kernel::trellis;
@@ -68,7 +68,7 @@ Precision precision_for(const CodedMatrix& matrix, Precision asked) {
   return matrix.cols < kFewestColumns ? Precision::single : asked;
 }
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 // Not so if an entry is not finite, or products would leave the range of float32.
 bool fits_fixed_point(VectorView x, Index count) {
   constexpr Index kPartials = 16;  // of entries that lie side by side, for vectors
@@ -176,7 +176,7 @@ void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,
                                  float* y_imag) const {
   const VectorView x = {x_real, x_imag};
   const VectorSpan y = {y_real, y_imag};
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
   const Precision precision = precision_for(matrix, asked);
   const Kernel kernel = kernel_for(matrix, precision);
   if (kernel != Kernel::points && fits_fixed_point(x, matrix.cols)) {

@@ -14,7 +14,7 @@ struct Complex {
   float imag;
 };
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 // x with every part twice, so that it multiplies real and imaginary parts of points side by side:
 // (re, re, re, re, ...) and (im, im, im, im, ...).
@@ -33,16 +33,16 @@ struct Operand {
 
 inline Complex multiply_row(const std::uint16_t* index, Index count, const float* pairs,
                             const Operand& x) {
-  __m256 by_real = _mm256_setzero_ps(), by_imag = _mm256_setzero_ps();
+  Floats by_real = all_floats(0.0f), by_imag = all_floats(0.0f);
   Index l = 0;
   for (; l + kPointsAtOnce <= count; l += kPointsAtOnce) {
-    const __m256 points = load_points(pairs, index + l);
-    by_real = _mm256_fmadd_ps(points, _mm256_loadu_ps(x.real.data() + 2 * l), by_real);
-    by_imag = _mm256_fmadd_ps(points, _mm256_loadu_ps(x.imag.data() + 2 * l), by_imag);
+    const Floats points = load_points(pairs, index + l);
+    by_real = multiply_add(points, load_floats(x.real.data() + 2 * l), by_real);
+    by_imag = multiply_add(points, load_floats(x.imag.data() + 2 * l), by_imag);
   }
   alignas(32) float r[8], i[8];
-  _mm256_store_ps(r, by_real);
-  _mm256_store_ps(i, by_imag);
+  store_floats(r, by_real);
+  store_floats(i, by_imag);
   Complex sum = {(r[0] - i[1]) + (r[2] - i[3]) + (r[4] - i[5]) + (r[6] - i[7]),
                  (r[1] + i[0]) + (r[3] + i[2]) + (r[5] + i[4]) + (r[7] + i[6])};
   for (; l < count; ++l) {

@@ -5,11 +5,8 @@
 #include <optional>
 #include <vector>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "backend.hpp"
+#include "registers.hpp"
 #include "row_unpacker.hpp"
 #include "trellis.hpp"
 
@@ -41,16 +38,14 @@ class PointIndexes {
   std::optional<RowCodesReader> codes_;
 };
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 inline constexpr Index kPointsAtOnce = 4;
 
 // Four points, real and imaginary parts in turn.
-inline __m256 load_points(const float* pairs, const std::uint16_t* index) {
-  const auto pair = [&](int i) { return reinterpret_cast<const double*>(pairs + 2 * index[i]); };
-  const __m128d low = _mm_loadh_pd(_mm_load_sd(pair(0)), pair(1));
-  const __m128d high = _mm_loadh_pd(_mm_load_sd(pair(2)), pair(3));
-  return _mm256_castpd_ps(_mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1));
+inline Floats load_points(const float* pairs, const std::uint16_t* index) {
+  return load_pairs(pairs + 2 * index[0], pairs + 2 * index[1], pairs + 2 * index[2],
+                    pairs + 2 * index[3]);
 }
 
 #endif
@@ -59,20 +54,15 @@ inline __m256 load_points(const float* pairs, const std::uint16_t* index) {
 inline void decode_points(const std::uint16_t* index, Index count, const float* pairs, float scale,
                           float* real, float* imag) {
   Index l = 0;
-#if defined(__AVX2__)
-  const __m256 factor = _mm256_set1_ps(scale);
+#if defined(LLAVA_FA_HAS_REGISTERS)
+  const Floats factor = all_floats(scale);
   for (; l + 2 * kPointsAtOnce <= count; l += 2 * kPointsAtOnce) {
-    const __m256 first = load_points(pairs, index + l);
-    const __m256 second = load_points(pairs, index + l + kPointsAtOnce);
-    // Parts of entries {0, 1, 4, 5, 2, 3, 6, 7}, then in order.
-    const __m256 re = _mm256_shuffle_ps(first, second, 0x88);
-    const __m256 im = _mm256_shuffle_ps(first, second, 0xdd);
-    const auto ordered = [&](__m256 part) {
-      return _mm256_mul_ps(factor,
-                           _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(part), 0xd8)));
-    };
-    _mm256_storeu_ps(real + l, ordered(re));
-    _mm256_storeu_ps(imag + l, ordered(im));
+    const Floats first = load_points(pairs, index + l);
+    const Floats second = load_points(pairs, index + l + kPointsAtOnce);
+    Floats re, im;
+    split_pairs(first, second, re, im);
+    store_floats(real + l, factor * re);
+    store_floats(imag + l, factor * im);
   }
 #endif
   for (; l < count; ++l) {

@@ -3,9 +3,9 @@
 // panels.
 #pragma once
 
-#if defined(__AVX2__)
+#include "registers.hpp"
 
-#include <immintrin.h>
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include <algorithm>
 #include <cmath>
@@ -32,22 +32,22 @@ struct ProductTable {
 
 // Sixteen products in registers.
 struct Products {
-  __m256 real[2];
-  __m256 imag[2];
+  Floats real[2];
+  Floats imag[2];
 
   explicit Products(float all) {
-    for (int half = 0; half < 2; ++half) real[half] = imag[half] = _mm256_set1_ps(all);
+    for (int half = 0; half < 2; ++half) real[half] = imag[half] = all_floats(all);
   }
 
   void add(const ProductTable& points, float re, float im) {
-    const __m256 x = _mm256_set1_ps(re), y = _mm256_set1_ps(im);
+    const Floats x = all_floats(re), y = all_floats(im);
     for (int half = 0; half < 2; ++half) {
-      const __m256 point_real = _mm256_load_ps(points.real + 8 * half);
-      const __m256 point_imag = _mm256_load_ps(points.imag + 8 * half);
-      real[half] = _mm256_fmadd_ps(point_real, x, real[half]);
-      real[half] = _mm256_fnmadd_ps(point_imag, y, real[half]);
-      imag[half] = _mm256_fmadd_ps(point_real, y, imag[half]);
-      imag[half] = _mm256_fmadd_ps(point_imag, x, imag[half]);
+      const Floats point_real = load_floats(points.real + 8 * half);
+      const Floats point_imag = load_floats(points.imag + 8 * half);
+      real[half] = multiply_add(point_real, x, real[half]);
+      real[half] = subtract_product(point_imag, y, real[half]);
+      imag[half] = multiply_add(point_real, y, imag[half]);
+      imag[half] = multiply_add(point_imag, x, imag[half]);
     }
   }
 };
@@ -98,56 +98,47 @@ class FixedPointTables {
   }
 
  private:
-  static void write(const __m256 (&values)[2], float inverse, std::int32_t bias,
+  static void write(const Floats (&values)[2], float inverse, std::int32_t bias,
                     std::uint8_t* planes) {
-    const auto fixed = [&](__m256 eight) {
-      const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(eight, _mm256_set1_ps(inverse)));
-      return _mm256_add_epi32(rounded, _mm256_set1_epi32(bias));
+    const auto fixed = [&](Floats eight) {
+      const Register rounded = to_nearest(eight * all_floats(inverse));
+      return add32(rounded, all32(bias));
     };
-    const __m256i first = fixed(values[0]), second = fixed(values[1]);
+    const Register first = fixed(values[0]), second = fixed(values[1]);
     if constexpr (kPlanes == 2) {
-      write_words(in_order(_mm256_packs_epi32(first, second)), planes);
+      write_words(narrow_signed32(first, second), planes);
     } else {
       constexpr int kLow = 2 * kPlaneBits;
       static_assert(kPlanes == 3 && kLow < 16);
-      const __m256i mask = _mm256_set1_epi32((1 << kLow) - 1);
-      write_words(in_order(_mm256_packus_epi32(_mm256_and_si256(first, mask),
-                                               _mm256_and_si256(second, mask))),
-                  planes);
-      const __m256i top = in_order(
-          _mm256_packs_epi32(_mm256_srai_epi32(first, kLow), _mm256_srai_epi32(second, kLow)));
-      const __m256i bytes =
-          in_order(_mm256_packus_epi16(_mm256_and_si256(top, _mm256_set1_epi16(255)), top));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(planes + 2 * kTableSize),
-                       _mm256_castsi256_si128(bytes));
+      const Register mask = all32((1 << kLow) - 1);
+      write_words(narrow32(first & mask, second & mask), planes);
+      const Register top =
+          narrow_signed32(shift_right_signed32(first, kLow), shift_right_signed32(second, kLow)) &
+          all16(255);
+      store_first_half(planes + 2 * kTableSize, narrow16(top, top));
     }
   }
 
   // Two planes of sixteen words.
-  static void write_words(__m256i words, std::uint8_t* planes) {
+  static void write_words(Register words, std::uint8_t* planes) {
     constexpr int kLowBits = (1 << kPlaneBits) - 1;
-    const __m256i low = _mm256_and_si256(words, _mm256_set1_epi16(kLowBits));
-    const __m256i high =
-        _mm256_and_si256(_mm256_srai_epi16(words, kPlaneBits), _mm256_set1_epi16(255));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(planes),
-                        in_order(_mm256_packus_epi16(low, high)));
+    const Register low = words & all16(kLowBits);
+    const Register high = shift_right_signed16(words, kPlaneBits) & all16(255);
+    store_bytes(planes, narrow16(low, high));
   }
-
-  // Packing works within halves of registers.
-  static __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
 
   std::unique_ptr<std::uint8_t[]> bytes_;
   std::vector<float> steps_;
 };
 
 // Real and imaginary sums of 32 rows, eight rows per register in the kernel's own order.
-using RowSums = __m256[2][4];
+using RowSums = Floats[2][4];
 
 // Which row each lane of RowSums holds.
 using RowOrder = std::uint8_t[kVectorRows];
 
 // Words of rows {0-7, 16-23} and {8-15, 24-31}, real and imaginary parts.
-using WordSums = __m256i[2][2];
+using WordSums = Register[2][2];
 
 // The lanes of RowSums after add_words.
 inline constexpr RowOrder kWordOrder = {0,  2,  4,  6,  16, 18, 20, 22, 1,  3,  5,
@@ -156,18 +147,19 @@ inline constexpr RowOrder kWordOrder = {0,  2,  4,  6,  16, 18, 20, 22, 1,  3,  
 
 // sums += factor · words: part 0 and 1 of the sums have the even and the odd words of the first
 // half, 2 and 3 those of the second.
-inline void add_words(const __m256i (&words)[2], __m256 factor, __m256 (&sums)[4]) {
+[[gnu::always_inline]] inline void add_words(const Register (&words)[2], Floats factor,
+                                             Floats (&sums)[4]) {
   for (int part = 0; part < 4; ++part) {
-    const __m256i chosen = _mm256_set1_epi32(part % 2 == 0 ? 1 : 1 << 16);
-    const __m256 floats = _mm256_cvtepi32_ps(_mm256_madd_epi16(words[part / 2], chosen));
-    sums[part] = _mm256_fmadd_ps(floats, factor, sums[part]);
+    const Register& both = words[part / 2];
+    const Register chosen = part % 2 == 0 ? even_words(both) : odd_words(both);
+    sums[part] = multiply_add(to_float(chosen), factor, sums[part]);
   }
 }
 
 // sums += step · words.
-inline void add_words(const WordSums& words, float step, RowSums& sums) {
+[[gnu::always_inline]] inline void add_words(const WordSums& words, float step, RowSums& sums) {
   for (int component = 0; component < 2; ++component) {
-    add_words(words[component], _mm256_set1_ps(step), sums[component]);
+    add_words(words[component], all_floats(step), sums[component]);
   }
 }
 
@@ -175,7 +167,7 @@ inline void add_words(const WordSums& words, float step, RowSums& sums) {
 inline void add_sums(const RowSums& more, RowSums& sums) {
   for (int component = 0; component < 2; ++component) {
     for (int part = 0; part < 4; ++part) {
-      sums[component][part] = _mm256_add_ps(sums[component][part], more[component][part]);
+      sums[component][part] = sums[component][part] + more[component][part];
     }
   }
 }
@@ -186,7 +178,7 @@ inline void store_rows(const RowSums& sums, const RowOrder& order, float factor,
   alignas(32) float lanes[2][kVectorRows];
   for (int component = 0; component < 2; ++component) {
     for (Index part = 0; part < 4; ++part) {
-      _mm256_store_ps(lanes[component] + 8 * part, sums[component][part]);
+      store_floats(lanes[component] + 8 * part, sums[component][part]);
     }
   }
   for (Index lane = 0; lane < kVectorRows; ++lane) {
@@ -249,4 +241,4 @@ void multiply_panels(const Kernel& kernel, const CodedMatrix& matrix, VectorView
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

@@ -10,7 +10,7 @@
 // At single precision radii and products are float32, looked up byte by byte.
 #include "coded_product.hpp"
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include <array>
 #include <memory>
@@ -39,16 +39,15 @@ ProductTable unit_points() {
 }
 
 struct RingCodes {
-  __m256i ring;
-  __m256i angle;     // the bits that tell u
-  __m256i negative;  // all ones where so
+  Register ring;
+  Register angle;     // the bits that tell u
+  Register negative;  // all ones where so
 };
 
 RingCodes read_codes(const std::uint8_t* codes) {
   prefetch_codes(codes);
-  const __m256i bytes = load_bytes(codes), low_nibble = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(_mm256_srli_epi16(bytes, 3), low_nibble),
-          _mm256_and_si256(bytes, low_nibble), _mm256_cmpgt_epi8(_mm256_setzero_si256(), bytes)};
+  const Register bytes = load_bytes(codes), low_nibble = all8(15);
+  return {shift_right16(bytes, 3) & low_nibble, bytes & low_nibble, negative8(bytes)};
 }
 
 class WordRingProduct {
@@ -76,8 +75,8 @@ class WordRingProduct {
  private:
   // What the codes of one column say of 32 rows.
   struct Column {
-    __m256i angle;     // the bits that tell u
-    __m256i radii[2];  // signed words of rows {0-7, 16-23} and {8-15, 24-31}
+    Register angle;     // the bits that tell u
+    Register radii[2];  // signed words of rows {0-7, 16-23} and {8-15, 24-31}
   };
 
   // Half units more than an integer: the one's complement of the integer then has the same radius
@@ -92,10 +91,10 @@ class WordRingProduct {
   Column read_column(const std::uint8_t* codes) const {
     const RingCodes code = read_codes(codes);
     const auto plane = [&](int b) {
-      return _mm256_xor_si256(_mm256_shuffle_epi8(load_table(radii_[b]), code.ring), code.negative);
+      return table_entries(load_table(radii_[b]), code.ring) ^ code.negative;
     };
-    const __m256i low = plane(0), high = plane(1);
-    return {code.angle, {_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)}};
+    const Register low = plane(0), high = plane(1);
+    return {code.angle, {interleave_low8(low, high), interleave_high8(low, high)}};
   }
 
   void add_block(const std::uint8_t* codes, Index first_column, RowSums& sums) const {
@@ -105,11 +104,10 @@ class WordRingProduct {
       const Column column = read_column(codes + c * kPanelRows);
       for (int component = 0; component < 2; ++component) {
         const auto [low, high] = tables_.look_up(first_column + c, component, column.angle);
-        const __m256i products[2] = {_mm256_unpacklo_epi8(low, high),
-                                     _mm256_unpackhi_epi8(low, high)};
+        const Register products[2] = {interleave_low8(low, high), interleave_high8(low, high)};
         for (int half = 0; half < 2; ++half) {
-          words[component][half] = _mm256_add_epi16(
-              words[component][half], _mm256_mulhrs_epi16(products[half], column.radii[half]));
+          words[component][half] =
+              add16(words[component][half], multiply_rounded16(products[half], column.radii[half]));
         }
       }
     }
@@ -125,43 +123,24 @@ class WordRingProduct {
 // Sixteen values of float32 in planes of bytes.
 class FloatTable {
  public:
-  void fill(const __m256 (&values)[2]) {
-    const __m256i first = bytes_together(values[0]), second = bytes_together(values[1]);
-    const auto store = [&](int plane, __m256i both) {
-      _mm_store_si128(place(plane), _mm256_castsi256_si128(both));
-      _mm_store_si128(place(plane + 2), _mm256_extracti128_si256(both, 1));
-    };
-    store(0, _mm256_unpacklo_epi64(first, second));
-    store(1, _mm256_unpackhi_epi64(first, second));
-  }
+  void fill(const Floats (&values)[2]) { split_bytes(values, planes_); }
 
   // Values of rows {0-3, 16-19}, {4-7, 20-23}, {8-11, 24-27} and {12-15, 28-31}, with the signs
   // changed that are set in the bytes of `signs`.
-  void look_up(__m256i index, __m256i signs, __m256 (&values)[4]) const {
-    const auto plane = [&](int b) { return _mm256_shuffle_epi8(load_table(planes_[b]), index); };
-    const __m256i bytes[4] = {plane(0), plane(1), plane(2), _mm256_xor_si256(plane(3), signs)};
-    const __m256i low[2] = {_mm256_unpacklo_epi8(bytes[0], bytes[1]),
-                            _mm256_unpackhi_epi8(bytes[0], bytes[1])};
-    const __m256i high[2] = {_mm256_unpacklo_epi8(bytes[2], bytes[3]),
-                             _mm256_unpackhi_epi8(bytes[2], bytes[3])};
+  void look_up(Register index, Register signs, Floats (&values)[4]) const {
+    const auto plane = [&](int b) { return table_entries(load_table(planes_[b]), index); };
+    const Register bytes[4] = {plane(0), plane(1), plane(2), plane(3) ^ signs};
+    const Register low[2] = {interleave_low8(bytes[0], bytes[1]),
+                             interleave_high8(bytes[0], bytes[1])};
+    const Register high[2] = {interleave_low8(bytes[2], bytes[3]),
+                              interleave_high8(bytes[2], bytes[3])};
     for (int half = 0; half < 2; ++half) {
-      values[2 * half] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low[half], high[half]));
-      values[2 * half + 1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low[half], high[half]));
+      values[2 * half] = as_floats(interleave_low16(low[half], high[half]));
+      values[2 * half + 1] = as_floats(interleave_high16(low[half], high[half]));
     }
   }
 
  private:
-  __m128i* place(int plane) { return reinterpret_cast<__m128i*>(planes_[plane]); }
-
-  // The eight lowest bytes, then the next ones: first so within each half of the register.
-  static __m256i bytes_together(__m256 values) {
-    constexpr std::uint8_t kInHalf[kTableSize] = {0, 4, 8,  12, 1, 5, 9,  13,
-                                                  2, 6, 10, 14, 3, 7, 11, 15};
-    return _mm256_permutevar8x32_epi32(
-        _mm256_shuffle_epi8(_mm256_castps_si256(values), load_table(kInHalf)),
-        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  }
-
   alignas(16) std::uint8_t planes_[4][kTableSize];
 };
 
@@ -174,13 +153,13 @@ class FloatRingProduct {
       : tiles_(matrix, kTileColumns),
         products_(std::make_unique_for_overwrite<ColumnProducts[]>(
             static_cast<std::size_t>(tiles_.count() * kTileColumns))) {
-    __m256 radii[2];
+    Floats radii[2];
     for (Index half = 0; half < 2; ++half) {
       alignas(32) float eight[8];
       for (Index i = 0; i < 8; ++i) {
         eight[i] = matrix.constellation->rings[8 * half + i].radius;
       }
-      radii[half] = _mm256_load_ps(eight);
+      radii[half] = load_floats(eight);
     }
     radii_.fill(radii);
     const ProductTable units = unit_points();
@@ -213,15 +192,15 @@ class FloatRingProduct {
 
   void add_column(const std::uint8_t* codes, const ColumnProducts& column, RowSums& sums) const {
     const RingCodes code = read_codes(codes);
-    const __m256i zero = _mm256_setzero_si256();
-    const __m256i signs = _mm256_and_si256(code.negative, _mm256_set1_epi8(-128));
-    __m256 radii[4];
+    const Register zero = all8(0);
+    const Register signs = code.negative & all8(-128);
+    Floats radii[4];
     radii_.look_up(code.ring, signs, radii);
     for (int component = 0; component < 2; ++component) {
-      __m256 products[4];
+      Floats products[4];
       column[component].look_up(code.angle, zero, products);
       for (int part = 0; part < 4; ++part) {
-        sums[component][part] = _mm256_fmadd_ps(radii[part], products[part], sums[component][part]);
+        sums[component][part] = multiply_add(radii[part], products[part], sums[component][part]);
       }
     }
   }
@@ -256,4 +235,4 @@ void multiply_rings(const CodedMatrix& matrix, VectorView x, Precision precision
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

@@ -1,57 +1,47 @@
 // Codes of packed rows as numbers, several at a time where the processor can.
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "../bit_packing.hpp"
 #include "../code_panels.hpp"
 #include "llava_fa/types.hpp"
+#include "registers.hpp"
 
 namespace llava_fa::cpu {
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
-// Codes of `code_bits` bits to the fields of 4 or 8 bits that hold one each, by moving the upper
-// half of ever smaller groups of codes to its place.
-class FieldWidening {
+// Codes of up to eight bits to bytes that hold one each, by moving the upper half of ever smaller
+// groups of codes to its place.
+class ByteWidening {
  public:
-  FieldWidening(int code_bits, int field_bits) : word_bytes_(8 * code_bits / field_bits) {
-    for (int group = 32 / field_bits; group >= 1; group /= 2) {
+  explicit ByteWidening(int code_bits) {
+    for (int group = 4; group >= 1; group /= 2) {
       const std::uint64_t codes = (std::uint64_t{1} << (group * code_bits)) - 1;
       std::uint64_t kept = 0;
-      for (int place = 0; place < 64; place += 2 * group * field_bits) kept |= codes << place;
-      steps_[count_++] = {_mm256_set1_epi64x(static_cast<long long>(kept)),
-                          _mm256_set1_epi64x(static_cast<long long>(kept << (group * code_bits))),
-                          _mm_cvtsi32_si128(group * (field_bits - code_bits))};
+      for (int place = 0; place < 64; place += 2 * group * 8) kept |= codes << place;
+      steps_[count_++] = {all64(kept), all64(kept << (group * code_bits)), group * (8 - code_bits)};
     }
   }
 
-  // Bytes of codes that become eight bytes of fields.
-  Index word_bytes() const { return word_bytes_; }
-
-  __m256i widen(__m256i words) const {
+  Register widen(Register words) const {
     for (int i = 0; i < count_; ++i) {
-      const __m256i moved =
-          _mm256_sll_epi64(_mm256_and_si256(words, steps_[i].moved), steps_[i].shift);
-      words = _mm256_or_si256(_mm256_and_si256(words, steps_[i].kept), moved);
+      words = (words & steps_[i].kept) | shift_left64(words & steps_[i].moved, steps_[i].shift);
     }
     return words;
   }
 
  private:
   struct Step {
-    __m256i kept, moved;
-    __m128i shift;
+    Register kept, moved;
+    int shift;
   };
 
-  Index word_bytes_;
   int count_ = 0;
-  Step steps_[4] = {};
+  Step steps_[3] = {};
 };
 
 #endif
@@ -63,9 +53,9 @@ class RowUnpacker {
       : cols_(cols),
         code_bits_(code_bits),
         row_bytes_(packed_row_bytes(cols, code_bits))
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
         ,
-        widening_(code_bits <= 8 ? code_bits : 8, 8)
+        widening_(std::min(code_bits, 8))
 #endif
   {
   }
@@ -74,20 +64,16 @@ class RowUnpacker {
 
   void unpack(const std::uint8_t* packed_row, std::uint16_t* codes) const {
     Index l = 0;
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
     constexpr Index kAtOnce = 32;
     const Index last_word = 3 * code_bits_ + 8;  // where reading four words ends
     for (; code_bits_ <= 8 && l + kAtOnce <= cols_ && l / 8 * code_bits_ + last_word <= row_bytes_;
          l += kAtOnce) {
-      alignas(32) std::uint64_t words[4];
+      std::uint64_t words[4];
       for (Index word = 0; word < 4; ++word) {
         std::memcpy(words + word, packed_row + (l / 8 + word) * code_bits_, sizeof(words[0]));
       }
-      const __m256i bytes =
-          widening_.widen(_mm256_load_si256(reinterpret_cast<const __m256i*>(words)));
-      auto* out = reinterpret_cast<__m256i*>(codes + l);
-      _mm256_storeu_si256(out, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes)));
-      _mm256_storeu_si256(out + 1, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1)));
+      store_widened8(codes + l, widening_.widen(load_bytes(words)));
     }
 #endif
     unpack_row(packed_row + l / 8 * code_bits_, cols_ - l, code_bits_, codes + l);
@@ -97,8 +83,8 @@ class RowUnpacker {
   Index cols_;
   int code_bits_;
   Index row_bytes_;
-#if defined(__AVX2__)
-  FieldWidening widening_;
+#if defined(LLAVA_FA_HAS_REGISTERS)
+  ByteWidening widening_;
 #endif
 };
 

@@ -10,7 +10,7 @@
 // 3. Per tile the sums of planes are put together and become float32.
 #include "coded_product.hpp"
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include "parallel.hpp"
 #include "product_tables.hpp"
@@ -40,29 +40,25 @@ template <Index kTables>
 class Selector {
  public:
   Selector() = default;
-  // Each table gets the low four bits of the fields that it holds and a set top bit, for which
-  // permutes give zero, of the others: adding up is cheaper than choosing.
-  explicit Selector(__m256i fields) {
+  // A table gives zero for the fields of the others: adding up is cheaper than choosing.
+  explicit Selector(Register fields) {
     index_[0] = fields;
     if constexpr (kTables > 1) {
-      for (Index j = 0; j < kTables; ++j) {
-        const __m256i first = _mm256_set1_epi8(static_cast<char>(j * kTableSize));
-        index_[j] = _mm256_adds_epu8(_mm256_xor_si256(fields, first), _mm256_set1_epi8(0x70));
-      }
+      for (Index j = 0; j < kTables; ++j) index_[j] = table_index(fields, j);
     }
   }
 
   // Tables lie `stride` bytes apart.
-  __m256i look_up(const std::uint8_t* tables, Index stride) const {
-    __m256i sum = _mm256_shuffle_epi8(load_table(tables), index_[0]);
+  Register look_up(const std::uint8_t* tables, Index stride) const {
+    Register sum = table_entries(load_table(tables), index_[0]);
     for (Index j = 1; j < kTables; ++j) {
-      sum = _mm256_add_epi8(sum, _mm256_shuffle_epi8(load_table(tables + j * stride), index_[j]));
+      sum = add8(sum, table_entries(load_table(tables + j * stride), index_[j]));
     }
     return sum;
   }
 
  private:
-  __m256i index_[kTables];
+  Register index_[kTables];
 };
 
 // Sums over fields of values of kPlanes planes each, for the real and the imaginary part.
@@ -75,23 +71,23 @@ class PlaneSums {
 
   // Adds the sums of some fields, one byte per row each, to plane p.
   template <std::size_t kSums>
-  void add(int p, const __m256i (&sums)[kSums]) {
-    __m256i words = sums[0], odd = _mm256_srli_epi16(sums[0], 8);
+  void add(int p, const Register (&sums)[kSums]) {
+    Register words = sums[0], odd = shift_right16(sums[0], 8);
     for (std::size_t i = 1; i < kSums; ++i) {
-      words = _mm256_add_epi16(words, sums[i]);
-      odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sums[i], 8));
+      words = add16(words, sums[i]);
+      odd = add16(odd, shift_right16(sums[i], 8));
     }
-    words_[p] = _mm256_add_epi16(words_[p], words);
-    odd_[p] = _mm256_add_epi16(odd_[p], odd);
+    words_[p] = add16(words_[p], words);
+    odd_[p] = add16(odd_[p], odd);
   }
 
   // sums += step · (values - bias), `bias` being that of all values together.
   void finish(float step, std::int32_t bias, RowSums& sums) const {
     for (int component = 0; component < 2; ++component) {
-      __m256i even[kPlanes], odd[kPlanes];
+      Register even[kPlanes], odd[kPlanes];
       for (int p = 0; p < kPlanes; ++p) {
         odd[p] = odd_[component * kPlanes + p];
-        even[p] = _mm256_sub_epi16(words_[component * kPlanes + p], _mm256_slli_epi16(odd[p], 8));
+        even[p] = sub16(words_[component * kPlanes + p], shift_left16(odd[p], 8));
       }
       accumulate(even, step, bias, sums[component]);
       accumulate(odd, step, bias, sums[component] + 2);
@@ -99,27 +95,27 @@ class PlaneSums {
   }
 
  private:
-  static void accumulate(const __m256i (&planes)[kPlanes], float step, std::int32_t bias,
-                         __m256* sums) {
-    const __m256i weights = _mm256_set1_epi32((1 << (16 + kPlaneBits)) | 1);
-    __m256i values[2] = {_mm256_madd_epi16(_mm256_unpacklo_epi16(planes[0], planes[1]), weights),
-                         _mm256_madd_epi16(_mm256_unpackhi_epi16(planes[0], planes[1]), weights)};
+  static void accumulate(const Register (&planes)[kPlanes], float step, std::int32_t bias,
+                         Floats* sums) {
+    const Register weights = all32((1 << (16 + kPlaneBits)) | 1);
+    Register values[2] = {pair_sums16(interleave_low16(planes[0], planes[1]), weights),
+                          pair_sums16(interleave_high16(planes[0], planes[1]), weights)};
     if constexpr (kPlanes == 3) {
-      const __m256i zero = _mm256_setzero_si256();
-      const __m256i top[2] = {_mm256_unpacklo_epi16(planes[2], zero),
-                              _mm256_unpackhi_epi16(planes[2], zero)};
+      const Register zero = all8(0);
+      const Register top[2] = {interleave_low16(planes[2], zero),
+                               interleave_high16(planes[2], zero)};
       for (int i = 0; i < 2; ++i) {
-        values[i] = _mm256_add_epi32(values[i], _mm256_slli_epi32(top[i], 2 * kPlaneBits));
+        values[i] = add32(values[i], shift_left32(top[i], 2 * kPlaneBits));
       }
     }
     for (int i = 0; i < 2; ++i) {
-      const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(values[i], _mm256_set1_epi32(bias)));
-      sums[i] = _mm256_fmadd_ps(value, _mm256_set1_ps(step), sums[i]);
+      const Floats value = to_float(sub32(values[i], all32(bias)));
+      sums[i] = multiply_add(value, all_floats(step), sums[i]);
     }
   }
 
-  __m256i words_[2 * kPlanes] = {};  // sums of words: those of even rows, modulo 2^16
-  __m256i odd_[2 * kPlanes] = {};    // sums of odd rows
+  Register words_[2 * kPlanes] = {};  // sums of words: those of even rows, modulo 2^16
+  Register odd_[2 * kPlanes] = {};    // sums of odd rows
 };
 
 template <int kBits, int kPlanes>
@@ -143,7 +139,7 @@ class TableProduct {
     PlaneSums<kPlanes> planes;
     const std::uint8_t* tables = tables_.group(tile * Layout::kTileFields * Layout::kTables);
     for (Index b = 0; b < Layout::kTileBytes; b += Layout::kGroupBytes) {
-      __m256i bytes[Layout::kGroupBytes];
+      Register bytes[Layout::kGroupBytes];
       for (Index i = 0; i < Layout::kGroupBytes; ++i) {
         prefetch_codes(codes + (b + i) * kPanelRows);
         bytes[i] = load_bytes(codes + (b + i) * kPanelRows);
@@ -216,12 +212,11 @@ class TableProduct {
                          PlaneSums<kPlanes>& planes) {
 #pragma GCC unroll 6
     for (int p = 0; p < 2 * kPlanes; ++p) {
-      __m256i sums[kAtOnce / 2];
+      Register sums[kAtOnce / 2];
       for (Index j = 0; j < kAtOnce; j += 2) {
         const std::uint8_t* plane = tables + j * kFieldBytes + p * kTableSize;
-        sums[j / 2] =
-            _mm256_add_epi8(fields[j].look_up(plane, Tables::kGroupBytes),
-                            fields[j + 1].look_up(plane + kFieldBytes, Tables::kGroupBytes));
+        sums[j / 2] = add8(fields[j].look_up(plane, Tables::kGroupBytes),
+                           fields[j + 1].look_up(plane + kFieldBytes, Tables::kGroupBytes));
       }
       planes.add(p, sums);
     }
@@ -270,4 +265,4 @@ void multiply_by_tables(const CodedMatrix& matrix, VectorView x, Precision preci
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

@@ -19,6 +19,7 @@
 #include "lanes.hpp"
 #include "parallel.hpp"
 #include "points.hpp"
+#include "registers.hpp"
 
 namespace llava_fa::cpu {
 namespace {
@@ -180,7 +181,7 @@ void TrellisStates::undo_stored_codes() {
   const auto& code_of = code_.code_of_stored;
   const std::size_t count = read_.size();
   std::size_t l = 0;
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
   // Zero gives zero, so that the upper bytes of words stay as they are.
   HalfTables::Bytes bytes;
   for (int half = 0; half < kTableSize; ++half) {
@@ -189,8 +190,7 @@ void TrellisStates::undo_stored_codes() {
   }
   const HalfTables tables(bytes);
   for (; l + 16 <= count; l += 16) {
-    auto* words = reinterpret_cast<__m256i*>(read_.data() + l);
-    _mm256_storeu_si256(words, tables.look_up(halves_of(_mm256_loadu_si256(words))));
+    store_bytes(read_.data() + l, tables.look_up(halves_of(load_bytes(read_.data() + l))));
   }
 #endif
   for (; l < count; ++l) read_[l] = code_of[read_[l]];

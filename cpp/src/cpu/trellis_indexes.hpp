@@ -12,7 +12,9 @@
 //   Tile(indexes, codes, rows, row)  the indices of rows [row, row + 32), at(column)
 #pragma once
 
-#if defined(__AVX2__)
+#include "registers.hpp"
+
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include <cstdint>
 #include <cstring>
@@ -45,12 +47,8 @@ inline Fine fine_kind(const Trellis& code) {
 
 // The low half of each byte is the real part's; but of Fine::previous, `fine` is that code.
 struct LevelIndexes {
-  __m256i coarse, fine;
+  Register coarse, fine;
 };
-
-inline void store_bytes(std::uint8_t* place, __m256i values) {
-  _mm256_store_si256(reinterpret_cast<__m256i*>(place), values);
-}
 
 // What one half byte of the code `back` rows above adds to a state's index.
 struct Tap {
@@ -131,14 +129,14 @@ class TapIndexes {
     }
 
     LevelIndexes at(Index column) const {
-      LevelIndexes index = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+      LevelIndexes index = {all8(0), all8(0)};
       for (std::size_t i = 0; i < count(); ++i) {
-        const __m256i halves = load_bytes(taps_[i].halves + column * Rows::kColumnBytes);
-        index.coarse = _mm256_xor_si256(index.coarse, _mm256_shuffle_epi8(taps_[i].coarse, halves));
+        const Register halves = load_bytes(taps_[i].halves + column * Rows::kColumnBytes);
+        index.coarse = index.coarse ^ table_entries(taps_[i].coarse, halves);
         if constexpr (kFine == Fine::previous) {
           if (i == 1) index.fine = halves;
         } else if constexpr (kFine != Fine::none) {
-          index.fine = _mm256_xor_si256(index.fine, _mm256_shuffle_epi8(taps_[i].fine, halves));
+          index.fine = index.fine ^ table_entries(taps_[i].fine, halves);
         }
       }
       return index;
@@ -150,7 +148,7 @@ class TapIndexes {
     // Where the first column's half bytes are, and what they add.
     struct LoadedTap {
       const std::uint8_t* halves;
-      __m256i coarse, fine;
+      Register coarse, fine;
     };
 
     std::size_t count_;
@@ -162,7 +160,7 @@ class TapIndexes {
   static void unpack_tile(const std::uint8_t* tile, Index row, Rows& rows) {
     constexpr Index kGroup = 8;  // codes, in kBits bytes
     for (Index c = 0; c < kTrellisTileColumns; c += kGroup) {
-      __m256i bytes[kBits];
+      Register bytes[kBits];
       for (Index b = 0; b < kBits; ++b) {
         const std::uint8_t* column = tile + (c / kGroup * kBits + b) * kPanelRows + row;
         prefetch_codes(column);
@@ -170,7 +168,7 @@ class TapIndexes {
       }
 #pragma GCC unroll 8
       for (Index i = 0; i < kGroup; ++i) {
-        const __m256i codes = bit_field<kBits>(bytes, i);
+        const Register codes = bit_field<kBits>(bytes, i);
         if constexpr (kBits <= 4) {
           store_bytes(rows.at(0, c + i, row), codes);
         } else {
@@ -250,10 +248,10 @@ class ByteIndexes {
 
     LevelIndexes at(Index column) const {
       const Halves older = halves_of(load_bytes(older_ + column * kPanelRows));
-      const __m256i coarse =
-          _mm256_xor_si256(load_bytes(newest_ + column * kPanelRows), older_coarse_.look_up(older));
-      const __m256i fine = newest_fine_.look_up(halves_of(coarse));
-      return {coarse, _mm256_xor_si256(fine, older_fine_.look_up(older))};
+      const Register coarse =
+          load_bytes(newest_ + column * kPanelRows) ^ older_coarse_.look_up(older);
+      const Register fine = newest_fine_.look_up(halves_of(coarse));
+      return {coarse, fine ^ older_fine_.look_up(older)};
     }
 
    private:
@@ -268,4 +266,4 @@ class ByteIndexes {
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

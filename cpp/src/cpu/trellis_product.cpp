@@ -13,7 +13,7 @@
 //    become float32. At single precision the words, which are exact, become float32 first.
 #include "coded_product.hpp"
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include <vector>
 
@@ -41,13 +41,13 @@ enum Part { kReal, kImag };
 
 // a + b and a - b of one part of two columns' levels a and b, as words in halves of the rows.
 struct PairWords {
-  __m256i sum[2], difference[2];
+  Register sum[2], difference[2];
 };
 
 // One part of 32 rows' levels as bytes: in one, or the coarse and the fine ones.
 template <Fine kFine>
 struct LevelBytes {
-  __m256i levels[kFine == Fine::word ? 2 : 1];
+  Register levels[kFine == Fine::word ? 2 : 1];
 };
 
 // Levels as words as large as sums of two may be: bytes as their upper half, or weighted sums.
@@ -77,7 +77,7 @@ class Levels {
     int weight = 256;  // of the last bit
     if constexpr (kFine == Fine::word) {
       weight = std::min(255 >> shift, kMostWord / (2 * most));
-      weights_ = _mm256_set1_epi16(static_cast<short>(weight << 8 | weight << shift));
+      weights_ = all16(static_cast<short>(weight << 8 | weight << shift));
     }
     largest_ = static_cast<float>(weight * most);
     unit_ = std::ldexp(1.0f, -(kLevelBits + shift)) / static_cast<float>(weight);
@@ -91,19 +91,19 @@ class Levels {
 
   // One part of 32 rows.
   [[gnu::always_inline]] Bytes look_up(Part part, LevelIndexes index) const {
-    const auto half_of = [part](__m256i bytes) {
+    const auto half_of = [part](Register bytes) {
       return part == kReal ? low_halves(bytes) : high_halves(bytes);
     };
-    const __m256i coarse = _mm256_shuffle_epi8(coarse_, half_of(index.coarse));
+    const Register coarse = table_entries(coarse_, half_of(index.coarse));
     if constexpr (kFine == Fine::none) {
       return {coarse};
     } else {
-      const __m256i fine_index = kFine == Fine::previous ? index.fine : half_of(index.fine);
-      const __m256i fine = _mm256_shuffle_epi8(fine_[part], fine_index);
+      const Register fine_index = kFine == Fine::previous ? index.fine : half_of(index.fine);
+      const Register fine = table_entries(fine_[part], fine_index);
       if constexpr (kFine == Fine::word) {
         return {coarse, fine};
       } else {
-        return {_mm256_add_epi8(coarse, fine)};
+        return {add8(coarse, fine)};
       }
     }
   }
@@ -112,37 +112,37 @@ class Levels {
   [[gnu::always_inline]] PairWords combine(const Bytes& a, const Bytes& b) const {
     PairWords pair;
     if constexpr (kFine == Fine::word) {
-      __m256i left[2], right[2];
+      Register left[2], right[2];
       widen(a, left);
       widen(b, right);
       for (int half = 0; half < 2; ++half) {
-        pair.sum[half] = _mm256_add_epi16(left[half], right[half]);
-        pair.difference[half] = _mm256_sub_epi16(left[half], right[half]);
+        pair.sum[half] = add16(left[half], right[half]);
+        pair.difference[half] = sub16(left[half], right[half]);
       }
     } else {
-      widen({_mm256_add_epi8(a.levels[0], b.levels[0])}, pair.sum);
-      widen({_mm256_sub_epi8(a.levels[0], b.levels[0])}, pair.difference);
+      widen({add8(a.levels[0], b.levels[0])}, pair.sum);
+      widen({sub8(a.levels[0], b.levels[0])}, pair.difference);
     }
     return pair;
   }
 
-  void widen(const Bytes& bytes, __m256i (&words)[2]) const {
+  void widen(const Bytes& bytes, Register (&words)[2]) const {
     if constexpr (kFine == Fine::word) {
       const auto [coarse, fine] = bytes.levels;
-      words[0] = _mm256_maddubs_epi16(weights_, _mm256_unpacklo_epi8(coarse, fine));
-      words[1] = _mm256_maddubs_epi16(weights_, _mm256_unpackhi_epi8(coarse, fine));
+      words[0] = pair_sums8(weights_, interleave_low8(coarse, fine));
+      words[1] = pair_sums8(weights_, interleave_high8(coarse, fine));
     } else {
-      const __m256i upper = _mm256_set1_epi16(static_cast<short>(0xff00));
-      words[0] = _mm256_slli_epi16(bytes.levels[0], 8);
-      words[1] = _mm256_and_si256(bytes.levels[0], upper);
+      const Register upper = all16(static_cast<short>(0xff00));
+      words[0] = shift_left16(bytes.levels[0], 8);
+      words[1] = bytes.levels[0] & upper;
     }
   }
 
  private:
   static constexpr int kMostWord = 32767;
 
-  __m256i coarse_, fine_[2];  // of both parts
-  __m256i weights_;           // of coarse and fine bytes in turn, for Fine::word
+  Register coarse_, fine_[2];  // of both parts
+  Register weights_;           // of coarse and fine bytes in turn, for Fine::word
   float largest_;
   float unit_;
 };
@@ -163,13 +163,13 @@ class WordVector {
 
   // One entry in all words.
   struct Entry {
-    __m256i real, minus_real, imag;
+    Register real, minus_real, imag;
   };
   using Tile = Entry[kTilePairs];
 
   void spread(Index first, Tile& tile) const {
     const auto broadcast = [](std::uint32_t word) {
-      return _mm256_set1_epi32(static_cast<std::int32_t>(word));
+      return all32(static_cast<std::int32_t>(word));
     };
     for (Index i = 0; i < kTilePairs; ++i) {
       const Words& words = entries_[first + i];
@@ -223,19 +223,15 @@ class WordVector {
   // them are subtracted, that cancels; else it would add up from column to column.
   static void add_real(const PairWords& real, const Entry& x, WordSums& words) {
     for (int half = 0; half < 2; ++half) {
-      words[0][half] =
-          _mm256_add_epi16(words[0][half], _mm256_mulhrs_epi16(real.sum[half], x.real));
-      words[1][half] =
-          _mm256_add_epi16(words[1][half], _mm256_mulhrs_epi16(real.difference[half], x.imag));
+      words[0][half] = add16(words[0][half], multiply_rounded16(real.sum[half], x.real));
+      words[1][half] = add16(words[1][half], multiply_rounded16(real.difference[half], x.imag));
     }
   }
 
   static void subtract_imag(const PairWords& imag, const Entry& x, WordSums& words) {
     for (int half = 0; half < 2; ++half) {
-      words[0][half] =
-          _mm256_sub_epi16(words[0][half], _mm256_mulhrs_epi16(imag.difference[half], x.imag));
-      words[1][half] =
-          _mm256_sub_epi16(words[1][half], _mm256_mulhrs_epi16(imag.sum[half], x.minus_real));
+      words[0][half] = sub16(words[0][half], multiply_rounded16(imag.difference[half], x.imag));
+      words[1][half] = sub16(words[1][half], multiply_rounded16(imag.sum[half], x.minus_real));
     }
   }
 
@@ -266,7 +262,7 @@ class FloatVector {
   void add_tile(WordsOf words_of, const Tile& x, Index /*first*/, RowSums& sums) const {
     RowSums tile_sums = {};
     for (Index i = 0; i < kTilePairs; ++i) {
-      const __m256 re = _mm256_broadcast_ss(x.real + i), im = _mm256_broadcast_ss(x.imag + i);
+      const Floats re = all_floats(x.real[i]), im = all_floats(x.imag[i]);
       add_real(words_of(kReal, i), re, im, tile_sums);
       add_imag(words_of(kImag, i), re, im, tile_sums);
     }
@@ -274,12 +270,12 @@ class FloatVector {
   }
 
  private:
-  static void add_real(const PairWords& real, __m256 re, __m256 im, RowSums& sums) {
+  static void add_real(const PairWords& real, Floats re, Floats im, RowSums& sums) {
     add_words(real.sum, re, sums[0]);
     add_words(real.difference, im, sums[1]);
   }
 
-  static void add_imag(const PairWords& imag, __m256 re, __m256 im, RowSums& sums) {
+  static void add_imag(const PairWords& imag, Floats re, Floats im, RowSums& sums) {
     add_words(imag.difference, -im, sums[0]);
     add_words(imag.sum, re, sums[1]);
   }
@@ -408,7 +404,7 @@ class TrellisProduct {
   void add_column(LevelIndexes index, float entry, RowSums& sums) const {
     WordSums words;
     for (const Part part : {kReal, kImag}) levels_.widen(levels_.look_up(part, index), words[part]);
-    const __m256 x = _mm256_set1_ps(entry * levels_.unit() / x_.unit());
+    const Floats x = all_floats(entry * levels_.unit() / x_.unit());
     for (const Part part : {kReal, kImag}) add_words(words[part], x, sums[part]);
   }
 
@@ -460,4 +456,4 @@ void multiply_trellis(const CodedMatrix& matrix, VectorView x, Precision precisi
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

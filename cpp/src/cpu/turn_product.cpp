@@ -11,7 +11,7 @@
 // same size with the other sign.
 #include "coded_product.hpp"
 
-#if defined(__AVX2__)
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include "parallel.hpp"
 #include "word_tables.hpp"
@@ -57,10 +57,10 @@ class TurnProduct {
  private:
   void add_block(const std::uint8_t* codes, Index first_column, RowSums& sums) const {
     const Index columns = std::clamp(cols_ - first_column, Index{0}, kWordBlock);
-    const __m256i halves = _mm256_set1_epi16(static_cast<short>(columns / 2));
+    const Register halves = all16(static_cast<short>(columns / 2));
     WordSums words = {{halves, halves}, {halves, halves}};
     for (Index c = 0; c < kWordBlock; c += kColumnsAtOnce) {
-      __m256i bytes[kBytesAtOnce];
+      Register bytes[kBytesAtOnce];
       for (Index b = 0; b < kBytesAtOnce; ++b) {
         const std::uint8_t* source = codes + (c * kCodeBits / 8 + b) * kPanelRows;
         prefetch_codes(source);
@@ -74,24 +74,24 @@ class TurnProduct {
     add_words(words, tables_.step(first_column), sums);
   }
 
-  void add_column(__m256i codes, Index column, WordSums& words) const {
+  void add_column(Register codes, Index column, WordSums& words) const {
     // Bits 4 and 5 as the top bits of bytes.
-    const __m256i odd = _mm256_slli_epi16(codes, 3), late = _mm256_slli_epi16(codes, 2);
-    const __m256i zero = _mm256_setzero_si256();
-    const __m256i negative_real = _mm256_cmpgt_epi8(zero, _mm256_xor_si256(odd, late));
-    const __m256i negative_imag = _mm256_cmpgt_epi8(zero, late);
-    const WordTables::Bytes u = tables_.look_up(column, 0, codes);
-    const WordTables::Bytes v = tables_.look_up(column, 1, codes);
-    const auto choose = [&](__m256i even_turn, __m256i odd_turn, __m256i negative) {
-      return _mm256_xor_si256(_mm256_blendv_epi8(even_turn, odd_turn, odd), negative);
+    const Register odd = shift_left16(codes, 3), late = shift_left16(codes, 2);
+    const Register negative_real = negative8(odd ^ late);
+    const Register negative_imag = negative8(late);
+    const Register point = table_index(codes);
+    const WordTables::Bytes u = tables_.look_up(column, 0, point);
+    const WordTables::Bytes v = tables_.look_up(column, 1, point);
+    const auto choose = [&](Register even_turn, Register odd_turn, Register negative) {
+      return choose8(even_turn, odd_turn, odd) ^ negative;
     };
     add_part(choose(u.low, v.low, negative_real), choose(u.high, v.high, negative_real), words[0]);
     add_part(choose(v.low, u.low, negative_imag), choose(v.high, u.high, negative_imag), words[1]);
   }
 
-  static void add_part(__m256i low, __m256i high, __m256i (&words)[2]) {
-    words[0] = _mm256_add_epi16(words[0], _mm256_unpacklo_epi8(low, high));
-    words[1] = _mm256_add_epi16(words[1], _mm256_unpackhi_epi8(low, high));
+  static void add_part(Register low, Register high, Register (&words)[2]) {
+    words[0] = add16(words[0], interleave_low8(low, high));
+    words[1] = add16(words[1], interleave_high8(low, high));
   }
 
   Index cols_;
@@ -113,4 +113,4 @@ void multiply_turns(const CodedMatrix& matrix, VectorView x, int threads, Vector
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

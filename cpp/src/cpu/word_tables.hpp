@@ -2,7 +2,9 @@
 // 16 bits: what rings and turned points look up.
 #pragma once
 
-#if defined(__AVX2__)
+#include "registers.hpp"
+
+#if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include "product_tables.hpp"
 
@@ -34,12 +36,12 @@ class WordTables {
 
   // Bytes of the products of 32 rows with column l: low and high planes of one part.
   struct Bytes {
-    __m256i low, high;
+    Register low, high;
   };
-  Bytes look_up(Index l, int component, __m256i index) const {
+  Bytes look_up(Index l, int component, Register index) const {
     const std::uint8_t* planes = tables_.group(l) + component * 2 * kTableSize;
-    return {_mm256_shuffle_epi8(load_table(planes), index),
-            _mm256_shuffle_epi8(load_table(planes + kTableSize), index)};
+    return {table_entries(load_table(planes), index),
+            table_entries(load_table(planes + kTableSize), index)};
   }
 
  private:
@@ -68,4 +70,4 @@ class WordTables {
 
 }  // namespace llava_fa::cpu
 
-#endif  // __AVX2__
+#endif  // LLAVA_FA_HAS_REGISTERS

@@ -1,0 +1,59 @@
+// Vector registers of the products' kernels, in one vocabulary for all instruction sets that have
+// table look-ups in registers: x86-64-v3's and AArch64's. Where there are none, neither is
+// LLAVA_FA_HAS_REGISTERS, and the kernels are left out.
+//
+// A Register has 32 bytes, which functions take as numbers of 8, 16, 32 or 64 bits, as their names
+// say; Floats are eight numbers of float32. What moves numbers to other places, as interleaving
+// does, works within each half of 16 bytes, unless it says "in order".
+//
+//   load_bytes, store_bytes         32 bytes at any address; store_first_half: 16
+//   load_table(table)               16 bytes, in both halves
+//   all8, ..., all64, all_floats    one number everywhere
+//   a & b, a | b, a ^ b             bit by bit
+//   add8, add16, add32, sub8, ...   modulo 2^8, 2^16, 2^32
+//   shift_left16, shift_right16 ... by one count for all; zeros, or the sign, move in
+//   negative8(a)                    all ones where the top bit is set, else zero
+//   choose8(a, b, which)            b where the top bit of `which` is set, else a
+//   table_entries(table, index)     table[index] of indexes below 16
+//   table_index(fields)             index of the low four bits of fields below 128
+//   table_index(fields, j)          index in the j-th of up to four tables that follow each other,
+//                                   of fields below 64; those of another table will give zero
+//   interleave_low8(a, b), ...      a0 b0 a1 b1 ... of the lower (upper) numbers of each half
+//   multiply_rounded16(a, b)        the integers nearest to a b / 2^15, halves rounded up; not both
+//                                   may be -2^15
+//   pair_sums8(a, b)                16 bits, which must hold them: a0 b0 + a1 b1, ..., a without
+//                                   sign, b with
+//   pair_sums16(a, b)               32 bits: a0 b0 + a1 b1, ..., both with sign
+//   even_words, odd_words           32 bits of every second number of 16 bits with sign
+//   to_float, to_nearest            between numbers of 32 bits and Floats
+//   narrow_signed32(a, b)           in order: those of a, then of b, in half as many bits; narrow32
+//                                   and narrow16 likewise, to numbers without sign
+//   split_bytes(values, planes)     in order: plane p has byte p of sixteen floats
+//   split_pairs(a, b, even, odd)    in order: every second float of a, then b
+//   load_pairs(a, b, c, d)          two floats from each address
+//   store_widened8(place, a)        in order: 32 numbers without sign as 16 bits each
+//   multiply_add(a, b, c)           a b + c, rounded once; subtract_product: c - a b
+#pragma once
+
+#if defined(__AVX2__)
+#include "registers_avx2.hpp"
+#define LLAVA_FA_HAS_REGISTERS
+#elif defined(__aarch64__)
+#include "registers_neon.hpp"
+#define LLAVA_FA_HAS_REGISTERS
+#endif
+
+#if defined(LLAVA_FA_HAS_REGISTERS)
+
+namespace llava_fa::cpu {
+
+inline constexpr Index kVectorRows = 32;  // bytes of a register, one per row
+
+[[gnu::always_inline]] inline Register low_halves(Register bytes) { return bytes & all8(15); }
+[[gnu::always_inline]] inline Register high_halves(Register bytes) {
+  return low_halves(shift_right16(bytes, 4));
+}
+
+}  // namespace llava_fa::cpu
+
+#endif
