@@ -32,6 +32,7 @@ from .nn import FourierLinear
 from .packed_checkpoint import (
     FORMAT_VERSION,
     QUANT_METHOD,
+    check_described,
     check_packed_tensors,
     check_version,
     parse_specs,
@@ -313,6 +314,7 @@ def _checked_entries(specs: Mapping[str, MatrixSpec], files: list[str]) -> dict[
         entries.update(read_header(Path(file)))
     for name, spec in specs.items():
         check_packed_tensors(name, spec, entries)
+    check_described(specs, entries)
     return entries
 
 

@@ -37,7 +37,9 @@ class PackedCheckpoint:
                 "is not a checkpoint that llava-fa compressed"
             )
         check_version(quantization.get("format_version"), str(where))
-        return cls(checkpoint, parse_specs(quantization.get("modules"), str(where)))
+        specs = parse_specs(quantization.get("modules"), str(where))
+        check_described(specs, checkpoint.tensors)
+        return cls(checkpoint, specs)
 
     def read_matrix(self, name: str) -> CompressedMatrix:
         """Read one matrix and check it against its description."""
@@ -106,6 +108,17 @@ def check_packed_tensors(name: str, spec: MatrixSpec, entries: Mapping[str, Tens
             raise FormatError(
                 f"{entry.file}: tensor {entry.name}: expected {DTYPE_NAMES[dtype]} {list(shape)}, "
                 f"got {entry.dtype} {list(entry.shape)}; config.json and the file disagree"
+            )
+
+
+def check_described(specs: Mapping[str, MatrixSpec], entries: Mapping[str, TensorEntry]) -> None:
+    """Check that no matrix is stored of which ``config.json`` says nothing."""
+    for entry in entries.values():
+        name, _, suffix = entry.name.rpartition(".")
+        if suffix == "codes" and f"{name}.header" in entries and name not in specs:
+            raise FormatError(
+                f"{entry.file}: the layer {name} is stored compressed, but config.json does not "
+                "describe it; put back the config.json that was written with this file"
             )
 
 

@@ -144,6 +144,12 @@ def packed_folder(llava_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.fixture
+def damaged(packed_folder: Path, tmp_path: Path) -> Path:
+    """A copy of ``packed_folder`` that a test may damage."""
+    return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
+
+
 def llava_processor() -> Any:
     """Build a processor for ``llava_model``: 16 × 16 images, a word per token, a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -227,6 +233,29 @@ def edit_tensor(
             save_file(tensors, file, {"format": "pt"})
             return file
     raise KeyError(name)
+
+
+def edit_index(folder: Path, *removed: str) -> None:
+    """Take tensors out of the index of a checkpoint of several files."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    for name in removed:
+        del index["weight_map"][name]
+    path.write_text(json.dumps(index))
+
+
+def described_modules(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` says of every compressed layer."""
+    config = json.loads((folder / "config.json").read_text())
+    return dict(config["quantization_config"]["modules"])
+
+
+def edit_quantization(folder: Path, **values: Any) -> None:
+    """Replace parts of what ``config.json`` says of the compression."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"].update(values)
+    path.write_text(json.dumps(config))
 
 
 def compress(source: Path, output: Path, *args: Any, **options: Any) -> CompressionReport:

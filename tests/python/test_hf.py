@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,16 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from conftest import edit_tensor, llama_model, llava_inputs, llava_model, read_all
+from conftest import (
+    described_modules,
+    edit_index,
+    edit_quantization,
+    edit_tensor,
+    llama_model,
+    llava_inputs,
+    llava_model,
+    read_all,
+)
 from llava_fa import CompressionConfig
 from llava_fa.compress import compress_checkpoint
 from llava_fa.decompress import decompress_checkpoint
@@ -36,12 +44,6 @@ Q = "model.language_model.layers.0.self_attn.q_proj"
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
         return model(**llava_inputs()).logits.float()
-
-
-@pytest.fixture
-def packed(packed_folder: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
 
 
 class TestEquality:
@@ -154,36 +156,21 @@ class TestOptions:
     def test_load_model(self, packed_folder: Path) -> None:
         assert isinstance(load_model(packed_folder), LlavaForConditionalGeneration)
 
-    def test_load_model_reports_missing_weights(self, packed: Path) -> None:
-        names = [name for name in read_all(packed) if "embed_tokens" in name]
-        edit_tensor(packed, names[0], lambda tensor: None)
-        edit_index(packed, names[0])
+    def test_load_model_reports_missing_weights(self, damaged: Path) -> None:
+        names = [name for name in read_all(damaged) if "embed_tokens" in name]
+        edit_tensor(damaged, names[0], lambda tensor: None)
+        edit_index(damaged, names[0])
         with pytest.raises(FormatError, match="embed_tokens"):
-            load_model(packed)
-
-
-def edit_index(folder: Path, *removed: str) -> None:
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    for name in removed:
-        del index["weight_map"][name]
-    path.write_text(json.dumps(index))
-
-
-def edit_quantization(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["quantization_config"].update(values)
-    path.write_text(json.dumps(config))
+            load_model(damaged)
 
 
 class TestDamage:
     @pytest.mark.parametrize("suffix", ["codes", "header", "row_scale", "matrix_scale"])
-    def test_a_missing_tensor_is_named(self, packed: Path, suffix: str) -> None:
-        edit_tensor(packed, f"{Q}.{suffix}", lambda tensor: None)
-        edit_index(packed, f"{Q}.{suffix}")
+    def test_a_missing_tensor_is_named(self, damaged: Path, suffix: str) -> None:
+        edit_tensor(damaged, f"{Q}.{suffix}", lambda tensor: None)
+        edit_index(damaged, f"{Q}.{suffix}")
         with pytest.raises(FormatError, match=rf"{Q}\.{suffix} is missing"):
-            load(packed)
+            load(damaged)
 
     def test_a_tensor_missing_from_a_state_dict_is_named(self, packed_folder: Path) -> None:
         """Without files to check beforehand, what transformers made up must still be noticed."""
@@ -193,65 +180,65 @@ class TestDamage:
         with pytest.raises(FormatError, match=rf"{Q}\.codes was not loaded"):
             LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=state)
 
-    def test_inconsistent_size(self, packed: Path) -> None:
-        edit_tensor(packed, f"{Q}.codes", lambda tensor: tensor[:-1])
+    def test_inconsistent_size(self, damaged: Path) -> None:
+        edit_tensor(damaged, f"{Q}.codes", lambda tensor: tensor[:-1])
         with pytest.raises(FormatError, match=rf"{Q}\.codes: expected U8"):
-            load(packed)
+            load(damaged)
 
-    def test_inconsistent_type(self, packed: Path) -> None:
-        edit_tensor(packed, f"{Q}.row_scale", lambda tensor: tensor.float())
+    def test_inconsistent_type(self, damaged: Path) -> None:
+        edit_tensor(damaged, f"{Q}.row_scale", lambda tensor: tensor.float())
         with pytest.raises(FormatError, match=rf"{Q}\.row_scale: expected F16"):
-            load(packed)
+            load(damaged)
 
-    def test_header_that_contradicts_the_configuration(self, packed: Path) -> None:
+    def test_header_that_contradicts_the_configuration(self, damaged: Path) -> None:
         other = "model.language_model.layers.0.self_attn.o_proj"
-        header = read_all(packed)[f"{other}.header"]
+        header = read_all(damaged)[f"{other}.header"]
         header[8] = 7  # the seed
-        edit_tensor(packed, f"{Q}.header", lambda tensor: header)
+        edit_tensor(damaged, f"{Q}.header", lambda tensor: header)
         with pytest.raises(FormatError, match=rf"{Q}\.header"):
-            load(packed)
+            load(damaged)
 
-    def test_non_finite_scale(self, packed: Path) -> None:
-        edit_tensor(packed, f"{Q}.row_scale", lambda tensor: tensor.fill_(float("inf")))
+    def test_non_finite_scale(self, damaged: Path) -> None:
+        edit_tensor(damaged, f"{Q}.row_scale", lambda tensor: tensor.fill_(float("inf")))
         with pytest.raises(FormatError, match=rf"{Q}.*row_scale"):
-            load(packed)
+            load(damaged)
 
     @pytest.mark.parametrize(("version", "remedy"), [(4, "upgrade"), (2, "compress.*again")])
-    def test_other_version(self, packed: Path, version: int, remedy: str) -> None:
-        edit_quantization(packed, format_version=version)
+    def test_other_version(self, damaged: Path, version: int, remedy: str) -> None:
+        edit_quantization(damaged, format_version=version)
         with pytest.raises(FormatError, match=rf"format version {version}.*{remedy}"):
-            load(packed)
+            load(damaged)
 
     @pytest.mark.parametrize(("version", "remedy"), [(4, "newer"), (2, "compress.*again")])
-    def test_other_version_of_one_matrix(self, packed: Path, version: int, remedy: str) -> None:
+    def test_other_version_of_one_matrix(self, damaged: Path, version: int, remedy: str) -> None:
         def other(header: torch.Tensor) -> torch.Tensor:
             header[0] = version
             return header
 
-        edit_tensor(packed, f"{Q}.header", other)
+        edit_tensor(damaged, f"{Q}.header", other)
         with pytest.raises(FormatError, match=rf"{Q}.*version {version}.*{remedy}"):
-            load(packed)
+            load(damaged)
 
     @pytest.mark.parametrize("modules", [{}, None, [1], {Q: {"shape": [4]}}, {Q: 5}])
-    def test_damaged_description(self, packed: Path, modules: Any) -> None:
-        edit_quantization(packed, modules=modules)
+    def test_damaged_description(self, damaged: Path, modules: Any) -> None:
+        edit_quantization(damaged, modules=modules)
         with pytest.raises(FormatError):
-            load(packed)
+            load(damaged)
 
-    def test_description_of_another_model(self, packed: Path) -> None:
-        modules = json.loads((packed / "config.json").read_text())["quantization_config"]["modules"]
+    def test_description_of_another_model(self, damaged: Path) -> None:
+        modules = described_modules(damaged)
         new = Q.replace("layers.0", "layers.7")
         modules[new] = modules.pop(Q)
-        edit_quantization(packed, modules=modules)
-        for file in packed.glob("*.safetensors"):
+        edit_quantization(damaged, modules=modules)
+        for file in damaged.glob("*.safetensors"):
             tensors = load_file(file)
             renamed = {k.replace(f"{Q}.", f"{new}."): v for k, v in tensors.items()}
             save_file(renamed, file, {"format": "pt"})
-        (packed / "model.safetensors.index.json").write_text(
-            (packed / "model.safetensors.index.json").read_text().replace(f"{Q}.", f"{new}.")
+        (damaged / "model.safetensors.index.json").write_text(
+            (damaged / "model.safetensors.index.json").read_text().replace(f"{Q}.", f"{new}.")
         )
         with pytest.raises(FormatError, match=r"layers\.7.*does not exist"):
-            load(packed)
+            load(damaged)
 
     def test_compressing_while_loading_is_refused(self, llava_folder: Path) -> None:
         with pytest.raises(FormatError, match="compress_checkpoint"):

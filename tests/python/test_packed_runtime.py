@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,15 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from conftest import compress, edit_tensor, llama_model, llava_inputs, llava_model, read_all
+from conftest import (
+    compress,
+    edit_index,
+    edit_tensor,
+    llama_model,
+    llava_inputs,
+    llava_model,
+    read_all,
+)
 from llava_fa import CompressionConfig
 from llava_fa.decompress import decompress_checkpoint
 from llava_fa.errors import FormatError
@@ -261,67 +268,60 @@ class TestSaving:
 
 
 class TestDamage:
-    @pytest.fixture
-    def folder(self, packed_folder: Path, tmp_path: Path) -> Path:
-        return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
-
     @pytest.mark.parametrize("runtime", ["fast", "", 1])
     def test_unknown_runtime(self, runtime: Any) -> None:
         expected = re.escape(f"runtime is {runtime!r}, expected one of ('dense', 'packed')")
         with pytest.raises(ValueError, match=expected):
             LlavaFaConfig(runtime=runtime)
 
-    def test_damaged_values_are_found_when_loading(self, folder: Path) -> None:
-        edit_tensor(folder, f"{Q}.row_scale", lambda tensor: tensor.fill_(float("nan")))
+    def test_damaged_values_are_found_when_loading(self, damaged: Path) -> None:
+        edit_tensor(damaged, f"{Q}.row_scale", lambda tensor: tensor.fill_(float("nan")))
         with pytest.raises(FormatError, match=rf"{Q}.*row_scale"):
-            load(folder)
+            load(damaged)
 
     @pytest.mark.parametrize("suffix", ["codes", "row_scale", "header"])
     def test_a_missing_tensor_is_named_and_others_load_afterwards(
-        self, folder: Path, packed_folder: Path, packed: Any, suffix: str
+        self, damaged: Path, packed_folder: Path, packed: Any, suffix: str
     ) -> None:
-        edit_tensor(folder, f"{Q}.{suffix}", lambda tensor: None)
-        index = folder / "model.safetensors.index.json"
-        listed = json.loads(index.read_text())
-        del listed["weight_map"][f"{Q}.{suffix}"]
-        index.write_text(json.dumps(listed))
+        edit_tensor(damaged, f"{Q}.{suffix}", lambda tensor: None)
+        edit_index(damaged, f"{Q}.{suffix}")
         with pytest.raises(FormatError, match=rf"{Q}\.{suffix} is missing"):
-            load(folder)
+            load(damaged)
         assert torch.equal(logits(load(packed_folder)), logits(packed))
 
     @pytest.mark.parametrize("suffix", ["codes", "row_scale", "matrix_scale", "header"])
-    def test_a_tensor_of_another_shape_is_named(self, folder: Path, suffix: str) -> None:
-        edit_tensor(folder, f"{Q}.{suffix}", lambda tensor: torch.cat([tensor, tensor]))
+    def test_a_tensor_of_another_shape_is_named(self, damaged: Path, suffix: str) -> None:
+        edit_tensor(damaged, f"{Q}.{suffix}", lambda tensor: torch.cat([tensor, tensor]))
         with pytest.raises(FormatError, match=rf"{Q}\.{suffix}: expected"):
-            load(folder)
+            load(damaged)
 
     @pytest.mark.parametrize(
         ("other", "suffix"),
         [("mlp.up_proj", "codes"), ("mlp.up_proj", "header"), ("self_attn.k_proj", "row_scale")],
     )
     def test_tensors_swapped_between_shapes_are_noticed(
-        self, folder: Path, other: str, suffix: str
+        self, damaged: Path, other: str, suffix: str
     ) -> None:
         """The error names one of the matrices."""
-        swap(folder, Q, Q.replace("self_attn.q_proj", other), [suffix])
+        swap(damaged, Q, Q.replace("self_attn.q_proj", other), [suffix])
         with pytest.raises(FormatError, match=rf"{Q}|{re.escape(other)}"):
-            load(folder)
+            load(damaged)
 
     def test_matrices_of_one_shape_that_are_swapped_are_found_by_their_hashes(
-        self, folder: Path
+        self, damaged: Path
     ) -> None:
-        """Each fits in the other's place: only verifying the folder tells."""
-        swap(folder, Q, Q.replace("q_proj", "o_proj"), ["header", "codes", "row_scale"])
-        assert not verify_checkpoint(folder).ok
+        """Each fits in the other's place: only verifying the damaged tells."""
+        swap(damaged, Q, Q.replace("q_proj", "o_proj"), ["header", "codes", "row_scale"])
+        assert not verify_checkpoint(damaged).ok
 
-    def test_a_header_of_another_matrix(self, folder: Path) -> None:
+    def test_a_header_of_another_matrix(self, damaged: Path) -> None:
         def reseeded(header: torch.Tensor) -> torch.Tensor:
             header[8] += 1
             return header
 
-        edit_tensor(folder, f"{Q}.header", reseeded)
+        edit_tensor(damaged, f"{Q}.header", reseeded)
         with pytest.raises(FormatError, match=rf"{Q}\.header says"):
-            load(folder)
+            load(damaged)
 
     @pytest.mark.parametrize("ending", ["q_proj.codes", "fc1.bias"])
     def test_a_tensor_missing_from_a_state_dict(self, packed_folder: Path, ending: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from conftest import edit_tensor, read_all
+from conftest import described_modules, edit_quantization, edit_tensor, read_all
 from llava_fa import hf
 from llava_fa.errors import FormatError
 from llava_fa.nn import FourierLinear
+from llava_fa.verify import verify_checkpoint
 from packed_models import load, load_dense, logits
-
-
-@pytest.fixture
-def damaged(packed_folder: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
 
 
 def unexpected(folder: Path, auto: Any = AutoModelForImageTextToText) -> set[str]:
@@ -86,3 +80,15 @@ def test_a_missing_bias_is_named(damaged: Path) -> None:
     edit_tensor(damaged, bias, lambda _: None)
     with pytest.raises(FormatError, match=r"q_proj\.bias was not loaded"):
         load(damaged)
+
+
+def test_a_compressed_layer_that_the_description_lacks(damaged: Path) -> None:
+    """Else its place would be filled at random, with a warning that is easily missed."""
+    modules = described_modules(damaged)
+    left_out = min(modules)
+    del modules[left_out]
+    edit_quantization(damaged, modules=modules)
+    with pytest.raises(FormatError, match=rf"{left_out} is stored compressed, but config\.json"):
+        load(damaged)
+    with pytest.raises(FormatError, match=rf"safetensors: the layer {left_out}"):
+        verify_checkpoint(damaged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,16 +21,10 @@ EMBEDDING = "language_model.model.embed_tokens.weight"
 
 
 @pytest.fixture
-def packed(packed_folder: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(packed_folder, tmp_path / "packed"))
-
-
-@pytest.fixture
-def without_manifest(packed: Path) -> Path:
+def without_manifest(damaged: Path) -> Path:
     """The same, without recorded hashes: what a folder looks like that others copied in part."""
-    (packed / "llava_fa_manifest.json").unlink()
-    return packed
+    (damaged / "llava_fa_manifest.json").unlink()
+    return damaged
 
 
 def flip_byte(folder: Path, name: str) -> None:
@@ -101,20 +94,20 @@ class TestDamage:
     @pytest.mark.parametrize(
         "name", [f"{UP}.codes", f"{UP}.row_scale", f"{UP}.matrix_scale", EMBEDDING]
     )
-    def test_a_flipped_bit_names_the_tensor(self, packed: Path, name: str) -> None:
-        flip_byte(packed, name)
-        assert name in failed_tensors(packed)
+    def test_a_flipped_bit_names_the_tensor(self, damaged: Path, name: str) -> None:
+        flip_byte(damaged, name)
+        assert name in failed_tensors(damaged)
 
     def test_a_flipped_code_without_manifest_shows_against_the_source(
-        self, packed: Path, llava_folder: Path
+        self, damaged: Path, llava_folder: Path
     ) -> None:
-        edit_manifest(packed, "tensors", {})
-        entry = Checkpoint.open(packed).tensors[f"{UP}.codes"]
+        edit_manifest(damaged, "tensors", {})
+        entry = Checkpoint.open(damaged).tensors[f"{UP}.codes"]
         data = bytearray(entry.file.read_bytes())
         for position in range(entry.offset, entry.offset + 32):
             data[position] ^= 0xFF
         entry.file.write_bytes(bytes(data))
-        assert f"{UP}.codes" in failed_tensors(packed, llava_folder)
+        assert f"{UP}.codes" in failed_tensors(damaged, llava_folder)
 
     @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
     def test_bad_scales_without_manifest(self, without_manifest: Path, scale: float) -> None:
@@ -145,39 +138,39 @@ class TestDamage:
         assert [problem.tensor for problem in problems] == [name]
         assert "codes" in str(problems[0])
 
-    def test_missing_tensor(self, packed: Path) -> None:
-        edit_tensor(packed, f"{UP}.row_scale", lambda tensor: None)
-        path = packed / "model.safetensors.index.json"
+    def test_missing_tensor(self, damaged: Path) -> None:
+        edit_tensor(damaged, f"{UP}.row_scale", lambda tensor: None)
+        path = damaged / "model.safetensors.index.json"
         index = json.loads(path.read_text())
         del index["weight_map"][f"{UP}.row_scale"]
         path.write_text(json.dumps(index))
-        problems = verify_checkpoint(packed).problems
+        problems = verify_checkpoint(damaged).problems
         assert any(f"{UP}.row_scale is missing" in str(problem) for problem in problems)
 
-    def test_added_and_lost_tensors(self, packed: Path) -> None:
-        file = next(file for file in packed.glob("*.safetensors") if EMBEDDING in load_file(file))
+    def test_added_and_lost_tensors(self, damaged: Path) -> None:
+        file = next(file for file in damaged.glob("*.safetensors") if EMBEDDING in load_file(file))
         tensors = load_file(file)
         tensors["stranger"] = tensors.pop(EMBEDDING)
         save_file(tensors, file, {"format": "pt"})
-        path = packed / "model.safetensors.index.json"
+        path = damaged / "model.safetensors.index.json"
         path.write_text(path.read_text().replace(f'"{EMBEDDING}"', '"stranger"'))
-        assert {"stranger", EMBEDDING} <= failed_tensors(packed)
+        assert {"stranger", EMBEDDING} <= failed_tensors(damaged)
 
-    def test_header_against_configuration(self, packed: Path) -> None:
+    def test_header_against_configuration(self, damaged: Path) -> None:
         def other_seed(header: torch.Tensor) -> torch.Tensor:
             header[8] = 5
             return header
 
-        edit_tensor(packed, f"{UP}.header", other_seed)
-        problems = [str(p) for p in verify_checkpoint(packed).problems if UP in p.tensor]
+        edit_tensor(damaged, f"{UP}.header", other_seed)
+        problems = [str(p) for p in verify_checkpoint(damaged).problems if UP in p.tensor]
         assert any("config.json says" in problem for problem in problems)
 
     @pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t.to(torch.int16)])
     def test_inconsistent_sizes_and_types(
-        self, packed: Path, change: Callable[[torch.Tensor], torch.Tensor]
+        self, damaged: Path, change: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        edit_tensor(packed, f"{UP}.codes", change)
-        problems = [str(problem) for problem in verify_checkpoint(packed).problems]
+        edit_tensor(damaged, f"{UP}.codes", change)
+        problems = [str(problem) for problem in verify_checkpoint(damaged).problems]
         assert any(f"{UP}.codes: expected U8" in problem for problem in problems)
 
     def test_another_source(self, packed_folder: Path, tmp_path: Path) -> None:
@@ -186,19 +179,19 @@ class TestDamage:
         assert f"{UP}.codes" in failed
         assert EMBEDDING in failed
 
-    def test_truncated_shard(self, packed: Path) -> None:
-        file = min(packed.glob("*.safetensors"))
+    def test_truncated_shard(self, damaged: Path) -> None:
+        file = min(damaged.glob("*.safetensors"))
         file.write_bytes(file.read_bytes()[:-5])
         with pytest.raises(CheckpointError, match=rf"{file.name}.*truncated"):
-            verify_checkpoint(packed)
+            verify_checkpoint(damaged)
 
-    def test_future_version(self, packed: Path) -> None:
-        path = packed / "config.json"
+    def test_future_version(self, damaged: Path) -> None:
+        path = damaged / "config.json"
         config = json.loads(path.read_text())
         config["quantization_config"]["format_version"] = 4
         path.write_text(json.dumps(config))
         with pytest.raises(FormatError, match="format version 4"):
-            verify_checkpoint(packed)
+            verify_checkpoint(damaged)
 
 
 def edit_manifest(folder: Path, key: str, value: object) -> None:
