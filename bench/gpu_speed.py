@@ -58,6 +58,7 @@ def random_state(spec: MatrixSpec, small: CompressedMatrix) -> dict[str, torch.T
 def seconds_per_call(calls: Sequence[Callable[[], Any]]) -> float:
     """Median over replays of a graph of all calls, divided by how many they are."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which still copies the layers
     with torch.cuda.stream(stream):
         for call in calls:
             call()

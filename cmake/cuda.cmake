@@ -2,8 +2,8 @@
 # runtime is linked statically, so that it needs nothing but a driver, and that only when it is used.
 set(LLAVA_FA_CUDA AUTO CACHE STRING "CUDA part: AUTO (if nvcc is found), ON or OFF")
 set_property(CACHE LLAVA_FA_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(LLAVA_FA_CUDA_ARCHITECTURES "80-real;86-real;89-real;90-real;100-real;120"
-    CACHE STRING "Architectures of the CUDA part; the default ends with PTX for newer ones")
+set(LLAVA_FA_CUDA_ARCHITECTURES "80;86-real;89-real;90-real;100-real;120"
+    CACHE STRING "Architectures of the CUDA part; the default has PTX of the oldest and the newest")
 
 # Host code that plans a product; the C++ tests run the kernels with it, without CUDA.
 set(LLAVA_FA_CUDA_HOST_SOURCES cpp/src/cuda/fft_plan.cpp cpp/src/cuda/product_plan.cpp)

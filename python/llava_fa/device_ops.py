@@ -24,12 +24,16 @@ _REMEDY = "multiply fewer activations at once, or free memory of the GPU"
 
 
 class LayerOnDevice(NamedTuple):
-    """A matrix on a GPU: its codes, used in place, and what products need besides."""
+    """A matrix on a GPU: its codes, used in place, and what products need besides.
+
+    ``stream`` is the one in whose order torch may reuse the memory of ``constants``.
+    """
 
     shape: tuple[int, int]
     codes: Tensor
     constants: Tensor
     product: _core.DeviceProduct
+    stream: torch.cuda.Stream
 
 
 _layers: Remembered[LayerOnDevice] = Remembered()
@@ -93,9 +97,9 @@ def _prepare(codes: Tensor, matrix: Callable[[], CompressedMatrix]) -> LayerOnDe
     unpacked = matrix()
     with torch.cuda.device(codes.device):
         product = unpacked.on_device(codes.device.index)
-    return LayerOnDevice(
-        unpacked.shape, codes, torch.from_numpy(product.constants()).to(codes.device), product
-    )
+    constants = torch.from_numpy(product.constants()).to(codes.device)
+    stream = torch.cuda.current_stream(codes.device)
+    return LayerOnDevice(unpacked.shape, codes, constants, product, stream)
 
 
 def multiply(layer: LayerOnDevice, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -123,6 +127,9 @@ def multiply(layer: LayerOnDevice, x: Tensor, dtype: torch.dtype) -> Tensor:
     needed = layer.product.workspace_bytes(flat.shape[0], half)
     out = _room((*x.shape[:-1], rows), dtype, x.device)
     workspace = _room((needed,), torch.uint8, x.device)
+    stream = torch.cuda.current_stream(x.device)
+    if stream != layer.stream:  # the layer may go while the product still waits there
+        layer.constants.record_stream(stream)
     if flat.shape[0] > 0:
         with torch.cuda.device(x.device):
             layer.product.multiply(
@@ -136,7 +143,7 @@ def multiply(layer: LayerOnDevice, x: Tensor, dtype: torch.dtype) -> Tensor:
                 output=out.data_ptr(),
                 output_type=dtype_name(dtype),
                 half=half,
-                stream=torch.cuda.current_stream(x.device).cuda_stream,
+                stream=stream.cuda_stream,
             )
     return out
 

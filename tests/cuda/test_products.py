@@ -137,12 +137,30 @@ def test_streams_do_not_wait_for_each_other() -> None:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("tokens", [1, 40])
-def test_graphs_capture_products(tokens: int) -> None:
+def test_constants_outlive_the_products_that_wait_for_them() -> None:
+    on_gpu, x = layer(matrix((300, 200))), inputs(3, 200)
+    expected = on_gpu(x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(1_000_000_000)  # cycles: half a second
+        found = on_gpu(x)
+    on_gpu.row_scale.mul_(1)  # so that the next product makes new constants, and drops the old ones
+    on_gpu(x)
+    sizes = range(512, 1 << 16, 512)
+    overwritten = [torch.full((size,), 255, dtype=torch.uint8, device="cuda") for size in sizes]
+    torch.cuda.synchronize()
+    assert torch.equal(found, expected)
+    del overwritten
+
+
+@pytest.mark.parametrize(("first", "tokens"), [(1, 1), (40, 40), (1, 40), (40, 1)])
+def test_graphs_capture_products(first: int, tokens: int) -> None:
+    """Of any number of tokens, once the layer has multiplied some."""
     packed = matrix((300, 200), rank=2)
     on_gpu = layer(packed)
+    on_gpu(inputs(first, 200))
     x = inputs(tokens, 200)
-    on_gpu(x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = on_gpu(x)

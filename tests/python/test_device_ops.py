@@ -79,7 +79,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 
 def on_device(product: Any) -> device_ops.LayerOnDevice:
     zeros = torch.zeros(16, dtype=torch.uint8)
-    return device_ops.LayerOnDevice(SHAPE, zeros, zeros, product)
+    stream: Any = Stream
+    return device_ops.LayerOnDevice(SHAPE, zeros, zeros, product, stream)
 
 
 class TestAvailability:
@@ -215,6 +216,22 @@ class TestLaunches:
         y = device_ops.multiply(on_device(launches), torch.zeros(3, 0, 22), torch.float16)
         assert y.shape == (3, 0, SHAPE[0])
         assert not launches.calls
+
+    def test_constants_are_kept_for_other_streams(
+        self, launches: Launches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept_for: list[Any] = []
+        monkeypatch.setattr(
+            torch.Tensor, "record_stream", lambda _, stream: kept_for.append(stream)
+        )
+        layer, x = on_device(launches), torch.zeros(1, SHAPE[1])
+        device_ops.multiply(layer, x, torch.float32)
+        assert kept_for == []
+        other = type("Other", (), {"cuda_stream": 8})
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: other)
+        device_ops.multiply(layer, x, torch.float32)
+        assert kept_for == [other]
+        assert [call["stream"] for call in launches.calls] == [7, 8]
 
     def test_dense_multiplies_unit_vectors(
         self, monkeypatch: pytest.MonkeyPatch, launches: Launches
