@@ -66,7 +66,7 @@ endef
 
 # The kernels of 64-bit Arm: cross-compiled, their tests emulated.
 test-aarch64: doctest $(VENV)/.tools
-	@command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null || \
+	@{ command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; } >/dev/null || \
 	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
 	    apt-get -qq update && apt-get -qq install -y g++-aarch64-linux-gnu qemu-user >/dev/null; } || \
 	  { echo "error: aarch64-linux-gnu-g++ or qemu-aarch64 not found (Debian: apt install" \

@@ -1,6 +1,6 @@
 // The vocabulary of vector registers does what registers.hpp says, number by number. A program of
 // its own, as it needs the compiler flags of the fastest CPU variant.
-#define DOCTEST_CONFIG_IMPLEMENT
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "cpu/registers.hpp"
 
 #include <doctest/doctest.h>
@@ -9,8 +9,8 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <random>
 
@@ -335,13 +335,3 @@ TEST_CASE("loads and stores touch what they say") {
 }
 
 }  // namespace llava_fa::cpu
-
-int main(int argc, char** argv) {
-#if defined(__x86_64__)
-  if (!__builtin_cpu_supports("x86-64-v3")) {
-    std::printf("skipped: this processor has no AVX2\n");
-    return 77;
-  }
-#endif
-  return doctest::Context(argc, argv).run();
-}

@@ -63,9 +63,7 @@ Register bit_field(const Register* bytes, Index i) {
   const Index byte = i * kBits / 8;
   const int shift = static_cast<int>(i * kBits % 8), low_bits = 8 - shift;
   const int low_mask = (1 << low_bits) - 1;
-  const auto masked = [](Register value, int mask) {
-    return value & all8(static_cast<char>(mask));
-  };
+  const auto masked = [](Register value, int mask) { return value & all8(mask); };
   const Register low = masked(shift_right16(bytes[byte], shift), kMask & low_mask);
   if (kBits <= low_bits) return low;
   return low | masked(shift_left16(bytes[byte + 1], low_bits), kMask & ~low_mask);

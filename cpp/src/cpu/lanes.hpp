@@ -10,7 +10,7 @@ namespace llava_fa::cpu {
 #if defined(__AVX512F__)
 inline constexpr Index kLanes = 16;
 #else
-inline constexpr Index kLanes = 8;  // one AVX2 register; the compiler splits it on older machines
+inline constexpr Index kLanes = 8;  // one AVX2 register; the compiler splits it for other machines
 #endif
 
 typedef float Lane __attribute__((vector_size(kLanes * sizeof(float)), aligned(kLanes * 4)));

@@ -1,6 +1,6 @@
 // Vector registers of the products' kernels, in one vocabulary for all instruction sets that have
-// table look-ups in registers: x86-64-v3's and AArch64's. Where there are none, neither is
-// LLAVA_FA_HAS_REGISTERS, and the kernels are left out.
+// table look-ups in registers: x86-64-v3's and AArch64's, for which LLAVA_FA_HAS_REGISTERS is
+// defined. For others the kernels that need them are left out.
 //
 // A Register has 32 bytes, which functions take as numbers of 8, 16, 32 or 64 bits, as their names
 // say; Floats are eight numbers of float32. What moves numbers to other places, as interleaving
@@ -9,7 +9,9 @@
 //   load_bytes, store_bytes         32 bytes at any address; store_first_half: 16
 //   load_table(table)               16 bytes, in both halves
 //   all8, ..., all64, all_floats    one number everywhere
-//   a & b, a | b, a ^ b             bit by bit
+//   load_floats, store_floats       eight floats at any address
+//   as_floats(bits)                 the same bits
+//   a & b, a | b, a ^ b             bit by bit; a + b, a * b, -a of Floats
 //   add8, add16, add32, sub8, ...   modulo 2^8, 2^16, 2^32
 //   shift_left16, shift_right16 ... by one count for all; zeros, or the sign, move in
 //   negative8(a)                    all ones where the top bit is set, else zero
@@ -25,11 +27,13 @@
 //                                   sign, b with
 //   pair_sums16(a, b)               32 bits: a0 b0 + a1 b1, ..., both with sign
 //   even_words, odd_words           32 bits of every second number of 16 bits with sign
-//   to_float, to_nearest            between numbers of 32 bits and Floats
-//   narrow_signed32(a, b)           in order: those of a, then of b, in half as many bits; narrow32
-//                                   and narrow16 likewise, to numbers without sign
+//   low_halves, high_halves         the lower and the upper four bits of bytes
+//   to_float, to_nearest            between numbers of 32 bits, which must hold them, and Floats
+//   narrow_signed32(a, b)           in order: those of a, then of b, in half as many bits, which
+//                                   must hold them; narrow32 and narrow16 likewise, without sign
 //   split_bytes(values, planes)     in order: plane p has byte p of sixteen floats
-//   split_pairs(a, b, even, odd)    in order: every second float of a, then b
+//   split_pairs(a, b, even, odd)    in order: every second float of a, then b, from the first one
+//                                   on; from the second one on
 //   load_pairs(a, b, c, d)          two floats from each address
 //   store_widened8(place, a)        in order: 32 numbers without sign as 16 bits each
 //   multiply_add(a, b, c)           a b + c, rounded once; subtract_product: c - a b
@@ -38,7 +42,7 @@
 #if defined(__AVX2__)
 #include "registers_avx2.hpp"
 #define LLAVA_FA_HAS_REGISTERS
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
 #include "registers_neon.hpp"
 #define LLAVA_FA_HAS_REGISTERS
 #endif

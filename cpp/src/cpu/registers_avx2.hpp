@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "llava_fa/types.hpp"
 
@@ -181,10 +182,12 @@ using Floats = __m256;     // so are +, * and unary -
 
 [[gnu::always_inline]] inline Floats load_pairs(const float* a, const float* b, const float* c,
                                                 const float* d) {
-  const auto pair = [](const float* place) { return reinterpret_cast<const double*>(place); };
-  const __m128d low = _mm_loadh_pd(_mm_load_sd(pair(a)), pair(b));
-  const __m128d high = _mm_loadh_pd(_mm_load_sd(pair(c)), pair(d));
-  return _mm256_castpd_ps(_mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1));
+  const auto pair = [](const float* place) {
+    double both;  // of which no arithmetic is done
+    std::memcpy(&both, place, sizeof both);
+    return both;
+  };
+  return _mm256_castpd_ps(_mm256_setr_pd(pair(a), pair(b), pair(c), pair(d)));
 }
 
 [[gnu::always_inline]] inline void store_widened8(std::uint16_t* place, Register a) {

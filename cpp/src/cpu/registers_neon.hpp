@@ -234,7 +234,6 @@ template <class Function, class... Values>
   return halves_float([](auto x, auto y, auto z) { return vfmsq_f32(z, x, y); }, a, b, c);
 }
 
-// Numbers of half as many bits, saturated.
 [[gnu::always_inline]] inline Register narrow_signed32(Register a, Register b) {
   const auto narrowed = [](const Register& x) {
     return vreinterpretq_u8_s16(vcombine_s16(vqmovn_s32(vreinterpretq_s32_u8(x.half[0])),

@@ -63,7 +63,7 @@ class WordRingProduct {
   }
 
   const CodeTiles& tiles() const { return tiles_; }
-  // mulhrs divides by 2^15.
+  // multiply_rounded16 divides by 2^15.
   float factor() const { return 32768.0f * unit_; }
 
   void add_tile(const std::uint8_t* codes, Index tile, RowSums& sums) const {

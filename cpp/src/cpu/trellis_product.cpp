@@ -77,7 +77,7 @@ class Levels {
     int weight = 256;  // of the last bit
     if constexpr (kFine == Fine::word) {
       weight = std::min(255 >> shift, kMostWord / (2 * most));
-      weights_ = all16(static_cast<short>(weight << 8 | weight << shift));
+      weights_ = all16(weight << 8 | weight << shift);
     }
     largest_ = static_cast<float>(weight * most);
     unit_ = std::ldexp(1.0f, -(kLevelBits + shift)) / static_cast<float>(weight);
@@ -132,7 +132,7 @@ class Levels {
       words[0] = pair_sums8(weights_, interleave_low8(coarse, fine));
       words[1] = pair_sums8(weights_, interleave_high8(coarse, fine));
     } else {
-      const Register upper = all16(static_cast<short>(0xff00));
+      const Register upper = all16(0xff00);
       words[0] = shift_left16(bytes.levels[0], 8);
       words[1] = bytes.levels[0] & upper;
     }
@@ -151,7 +151,7 @@ class Levels {
 class WordVector {
  public:
   // Entry i is x[i + 1], which pair i of columns is multiplied with; zeros behind the last pair.
-  // mulhrs divides by 2^15.
+  // multiply_rounded16 divides by 2^15.
   WordVector(VectorView x, Index n, Index tiles, float largest_level, float unit)
       : entries_(tiles * kTilePairs), steps_(tiles * kTilePairs / kBlock) {
     const Index pairs = column_pairs(n);

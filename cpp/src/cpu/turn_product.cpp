@@ -57,7 +57,7 @@ class TurnProduct {
  private:
   void add_block(const std::uint8_t* codes, Index first_column, RowSums& sums) const {
     const Index columns = std::clamp(cols_ - first_column, Index{0}, kWordBlock);
-    const Register halves = all16(static_cast<short>(columns / 2));
+    const Register halves = all16(static_cast<int>(columns / 2));
     WordSums words = {{halves, halves}, {halves, halves}};
     for (Index c = 0; c < kWordBlock; c += kColumnsAtOnce) {
       Register bytes[kBytesAtOnce];
