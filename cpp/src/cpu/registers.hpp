@@ -37,6 +37,8 @@
 //   load_pairs(a, b, c, d)          two floats from each address
 //   store_widened8(place, a)        in order: 32 numbers without sign as 16 bits each
 //   multiply_add(a, b, c)           a b + c, rounded once; subtract_product: c - a b
+//
+// All are inlined by force: where GCC stops by itself, kernels keep their sums in memory.
 #pragma once
 
 #if defined(__AVX2__)

@@ -147,8 +147,8 @@ template <class Function, class... Values>
 [[gnu::always_inline]] inline Register table_entries(Register table, Register index) {
   return halves8([](auto t, auto i) { return vqtbl1q_u8(t, i); }, table, index);
 }
-// Indexes above fifteen give zero.
 [[gnu::always_inline]] inline Register table_index(Register fields) { return fields & all8(15); }
+// Indexes above fifteen give zero.
 [[gnu::always_inline]] inline Register table_index(Register fields, Index j) {
   return fields ^ all8(static_cast<int>(16 * j));
 }
