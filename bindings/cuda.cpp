@@ -4,8 +4,9 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-#include "arrays.hpp"
+#include "moments.hpp"
 #include "stages.hpp"
 
 namespace llava_fa::bindings {
@@ -13,11 +14,26 @@ namespace {
 
 Precision precision_of(bool half) { return half ? Precision::half : Precision::single; }
 
+void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+
+nb::tuple compress_on_device(const cuda::Compressor& compressor, Address weight,
+                             const std::string& weight_type, Index row_stride, Address workspace,
+                             Address stream, std::optional<AnyArray> input_second_moment,
+                             std::optional<AnyArray> output_second_moment) {
+  const cuda::Weight dense = {pointer(weight), element_type(weight_type), row_stride};
+  const MomentArguments moments(std::move(input_second_moment), std::move(output_second_moment));
+  CompressionResult result;
+  {
+    const nb::gil_scoped_release release;
+    result = compressor.compress(dense, moments.view(), pointer(workspace), pointer(stream));
+  }
+  return nb::make_tuple(std::move(result.matrix), std::move(result.objective));
+}
+
 void multiply_on_device(const cuda::Product& product, Address codes, Address constants,
                         Address workspace, Address activations, const std::string& activation_type,
                         Index count, Index row_stride, Address output,
                         const std::string& output_type, bool half, Address stream) {
-  const auto pointer = [](Address address) { return reinterpret_cast<void*>(address); };
   const cuda::Activations x = {pointer(activations), element_type(activation_type), count,
                                row_stride};
   const cuda::Output y = {pointer(output), element_type(output_type)};
@@ -30,7 +46,7 @@ void multiply_on_device(const cuda::Product& product, Address codes, Address con
 
 void bind_cuda(nb::module_& m) {
   m.def("cuda_unavailable_reason", &cuda::unavailable_reason,
-        "Why products cannot run on GPUs here, and what to do about it; None if they can.");
+        "Why GPUs cannot be used here, and what to do about it; None if they can.");
   m.def("cuda_device_count", &cuda::device_count);
   nb::class_<cuda::Product>(m, "DeviceProduct")
       .def(nb::init<const PackedMatrix&, int>(), nb::arg("matrix"), nb::arg("device"),
@@ -51,6 +67,17 @@ void bind_cuda(nb::module_& m) {
            nb::arg("count"), nb::arg("row_stride"), nb::arg("output"), nb::arg("output_type"),
            nb::arg("half"), nb::arg("stream"),
            "Queues the product on a stream; addresses in the device's memory.");
+  nb::class_<cuda::Compressor>(m, "DeviceCompressor")
+      .def(nb::init<Index, Index, const CompressionOptions&, int>(), nb::arg("rows"),
+           nb::arg("cols"), nb::arg("options"), nb::arg("device"),
+           nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("workspace_bytes", &cuda::Compressor::workspace_bytes)
+      .def("compress", &compress_on_device, nb::kw_only(), nb::arg("weight"),
+           nb::arg("weight_type"), nb::arg("row_stride"), nb::arg("workspace"), nb::arg("stream"),
+           nb::arg("input_second_moment") = nb::none(),
+           nb::arg("output_second_moment") = nb::none(),
+           "Runs on a stream and waits for it; addresses in the device's memory, moments in the "
+           "host's.");
 }
 
 }  // namespace llava_fa::bindings

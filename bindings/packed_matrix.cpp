@@ -154,9 +154,16 @@ void multiply_at(const PackedMatrix& matrix, Address activations,
   if (out != ElementType::float32) from_float32(y, count * rows, out, result);
 }
 
-nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Index rank,
-                   int factor_bits, const std::string& odc, bool signs, int max_alternations,
-                   std::uint64_t seed, int state_bits, bool unbiased, bool feedback,
+CompressionOptions compression_options(const std::string& codec, int code_bits, Index rank,
+                                       int factor_bits, const std::string& odc, bool signs,
+                                       int max_alternations, std::uint64_t seed, int state_bits,
+                                       bool unbiased, bool feedback) {
+  const JointOptions joint{codec_from_name(codec), code_bits, rank,       factor_bits,
+                           max_alternations,       seed,      state_bits, unbiased};
+  return {joint, odc_from_name(odc), signs, feedback};
+}
+
+nb::tuple compress(AnyArray weight, const CompressionOptions& options,
                    std::optional<AnyArray> input_second_moment,
                    std::optional<AnyArray> output_second_moment) {
   const FloatArray dense_weight(std::move(weight), "weight", 2);
@@ -164,10 +171,7 @@ nb::tuple compress(AnyArray weight, const std::string& codec, int code_bits, Ind
   CompressionResult result;
   {
     nb::gil_scoped_release release;
-    const JointOptions joint{codec_from_name(codec), code_bits, rank,       factor_bits,
-                             max_alternations,       seed,      state_bits, unbiased};
-    result = compress_matrix(dense_weight.matrix(), {joint, odc_from_name(odc), signs, feedback},
-                             moments.view());
+    result = compress_matrix(dense_weight.matrix(), options, moments.view());
   }
   return nb::make_tuple(std::move(result.matrix), std::move(result.objective));
 }
@@ -188,11 +192,13 @@ void bind_packed_matrix(nb::module_& m) {
            nb::arg("count"), nb::arg("output"), nb::arg("output_type"), nb::arg("half"))
       .def_prop_ro("nbytes", &PackedMatrix::bytes);
   m.def("tensor_layout", &layout, nb::arg("spec"));
-  m.def("compress_matrix", &compress, nb::arg("weight"), nb::kw_only(), nb::arg("codec"),
-        nb::arg("code_bits"), nb::arg("rank"), nb::arg("factor_bits"), nb::arg("odc"),
-        nb::arg("signs"), nb::arg("max_alternations"), nb::arg("seed"), nb::arg("state_bits"),
-        nb::arg("unbiased"), nb::arg("feedback"), nb::arg("input_second_moment") = nb::none(),
-        nb::arg("output_second_moment") = nb::none());
+  nb::class_<CompressionOptions>(m, "CompressionOptions")
+      .def(nb::new_(&compression_options), nb::kw_only(), nb::arg("codec"), nb::arg("code_bits"),
+           nb::arg("rank"), nb::arg("factor_bits"), nb::arg("odc"), nb::arg("signs"),
+           nb::arg("max_alternations"), nb::arg("seed"), nb::arg("state_bits"), nb::arg("unbiased"),
+           nb::arg("feedback"));
+  m.def("compress_matrix", &compress, nb::arg("weight"), nb::arg("options"), nb::kw_only(),
+        nb::arg("input_second_moment") = nb::none(), nb::arg("output_second_moment") = nb::none());
   m.attr("FORMAT_VERSION") = kFormatVersion;
 }
 

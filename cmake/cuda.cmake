@@ -5,10 +5,12 @@ set_property(CACHE LLAVA_FA_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LLAVA_FA_CUDA_ARCHITECTURES "80;86-real;89-real;90-real;100-real;120"
     CACHE STRING "Architectures of the CUDA part; the default has PTX of the oldest and the newest")
 
-# Host code that plans a product; the C++ tests run the kernels with it, without CUDA.
-set(LLAVA_FA_CUDA_HOST_SOURCES cpp/src/cuda/fft_plan.cpp cpp/src/cuda/product_plan.cpp)
-set(LLAVA_FA_CUDA_KERNELS cpp/src/cuda/matmul.cu cpp/src/cuda/point_product.cu
-                          cpp/src/cuda/spectrum.cu cpp/src/cuda/trellis_product.cu)
+# Host code that plans products and compression; the C++ tests run the kernels with it, without CUDA.
+set(LLAVA_FA_CUDA_HOST_SOURCES cpp/src/cuda/compression_plan.cpp cpp/src/cuda/fft_plan.cpp
+                               cpp/src/cuda/product_plan.cpp)
+set(LLAVA_FA_CUDA_KERNELS
+    cpp/src/cuda/compression.cu cpp/src/cuda/matmul.cu cpp/src/cuda/point_product.cu
+    cpp/src/cuda/spectrum.cu cpp/src/cuda/trellis_product.cu cpp/src/cuda/trellis_search.cu)
 
 set(LLAVA_FA_OLDEST_NVCC 12.8)  # the first that knows architecture 120
 set(LLAVA_FA_CUDA_SUMMARY "CUDA left out (LLAVA_FA_CUDA=${LLAVA_FA_CUDA})")

@@ -12,6 +12,7 @@
 #include "half_float.hpp"
 #include "llava_fa/runtime.hpp"
 #include "llava_fa/spectrum.hpp"
+#include "weight_stages.hpp"
 
 namespace llava_fa {
 namespace {
@@ -30,13 +31,6 @@ void check_moments(std::span<const float> moments, Index expected, const char* n
     require_argument(moments[j] >= 0.0f, name, "[", j, "] is ", moments[j],
                      ", expected a mean square, 0 or more");
   }
-}
-
-// Names the first entry that is not finite; its row is known from the row's energy.
-[[noreturn]] void report_non_finite(const MatrixView& weight, Index row) {
-  Index j = 0;
-  while (j + 1 < weight.cols && std::isfinite(weight.row(row)[j])) ++j;
-  throw Error(ErrorCode::non_finite, concat("weight[", row, ", ", j, "] is ", weight.row(row)[j]));
 }
 
 // s_j^2 plus a tenth of their mean, or ones where nothing is known. A few examples leave some
@@ -124,6 +118,21 @@ void validate(const SecondMoments& moments, Index rows, Index cols) {
   }
 }
 
+// Squares of float32 values cannot overflow a double, so only the entries themselves can be bad.
+std::optional<Index> non_finite_row(const ChannelEnergies& energies) {
+  const auto bad = std::find_if_not(energies.rows.begin(), energies.rows.end(),
+                                    [](double energy) { return std::isfinite(energy); });
+  if (bad == energies.rows.end()) return std::nullopt;
+  return bad - energies.rows.begin();
+}
+
+void report_non_finite(Index row, std::span<const float> entries) {
+  const auto bad = std::find_if_not(entries.begin(), entries.end() - 1,
+                                    [](float entry) { return std::isfinite(entry); });
+  throw Error(ErrorCode::non_finite,
+              concat("weight[", row, ", ", bad - entries.begin(), "] is ", *bad));
+}
+
 double ChannelEnergies::total() const { return std::accumulate(rows.begin(), rows.end(), 0.0); }
 
 ChannelEnergies channel_energies(const MatrixView& weight, std::span<const float> output_multiplier,
@@ -133,10 +142,9 @@ ChannelEnergies channel_energies(const MatrixView& weight, std::span<const float
                                  output_multiplier.empty() ? nullptr : output_multiplier.data(),
                                  input_multiplier.empty() ? nullptr : input_multiplier.data(),
                                  num_threads(), energies.rows, energies.cols);
-  // Squares of float32 values cannot overflow a double, so only the entries themselves can be bad.
-  const auto bad = std::find_if_not(energies.rows.begin(), energies.rows.end(),
-                                    [](double energy) { return std::isfinite(energy); });
-  if (bad != energies.rows.end()) report_non_finite(weight, bad - energies.rows.begin());
+  if (const auto row = non_finite_row(energies)) {
+    report_non_finite(*row, {weight.row(*row), static_cast<std::size_t>(weight.cols)});
+  }
   return energies;
 }
 

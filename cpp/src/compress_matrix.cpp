@@ -2,11 +2,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "checks.hpp"
 #include "half_float.hpp"
 #include "llava_fa/packed_matrix.hpp"
 #include "llava_fa/spectrum.hpp"
+#include "weight_stages.hpp"
 
 namespace llava_fa {
 
@@ -62,17 +64,17 @@ std::vector<float> reciprocals(const std::vector<float>& scales) {
 }
 
 // Sum of squares of the weight before the transform.
-double scaled_energy(const MatrixView& weight, const ChannelEnergies& unscaled,
+double scaled_energy(WeightStages& stages, const ChannelEnergies& unscaled,
                      const DiagonalScales& scales) {
   if (scales.in.empty() && scales.out.empty()) return unscaled.total();
-  return channel_energies(weight, reciprocals(scales.out), reciprocals(scales.in)).total();
+  return stages.energies(reciprocals(scales.out), reciprocals(scales.in)).total();
 }
 
 // Root mean square of the scaled weight, at least the smallest normal float so that dividing by it
 // stays finite; 0 for a zero matrix.
-float root_mean_square(double energy, const MatrixView& weight) {
+float root_mean_square(double energy, Index rows, Index cols) {
   if (energy == 0) return 0.0f;
-  const double count = static_cast<double>(weight.rows) * static_cast<double>(weight.cols);
+  const double count = static_cast<double>(rows) * static_cast<double>(cols);
   const double rms = std::sqrt(energy / count);
   return static_cast<float>(std::clamp(rms, 0x1.0p-126, 0x1.fffffep127));
 }
@@ -104,10 +106,33 @@ SecondMoments scale_moments(SecondMoments moments, bool fed_back) {
   return moments;
 }
 
-MatrixSpec spec_of(const MatrixView& weight, const CompressionOptions& options) {
+// A weight in the host's memory.
+class HostStages final : public WeightStages {
+ public:
+  explicit HostStages(const MatrixView& weight) : weight_(weight) {}
+
+  ChannelEnergies energies(std::span<const float> output_multiplier,
+                           std::span<const float> input_multiplier) override {
+    return channel_energies(weight_, output_multiplier, input_multiplier);
+  }
+
+  JointSolution solve(std::span<const float> output_multiplier,
+                      std::span<const float> input_multiplier, const JointOptions& options,
+                      const JointWeight& weight) override {
+    return solve_joint(half_spectrum(weight_, output_multiplier, input_multiplier), options,
+                       weight);
+  }
+
+ private:
+  const MatrixView& weight_;
+};
+
+}  // namespace
+
+MatrixSpec spec_of(Index rows, Index cols, const CompressionOptions& options) {
   MatrixSpec spec;
-  spec.rows = weight.rows;
-  spec.cols = weight.cols;
+  spec.rows = rows;
+  spec.cols = cols;
   spec.codec = options.joint.codec;
   spec.code_bits = options.joint.code_bits;
   spec.rank = options.joint.rank;
@@ -118,42 +143,46 @@ MatrixSpec spec_of(const MatrixView& weight, const CompressionOptions& options) 
   return spec;
 }
 
-}  // namespace
+bool codes_with_feedback(const CompressionOptions& options, const SecondMoments& moments) {
+  return options.feedback && !moments.input_full.empty();
+}
 
 CompressionResult compress_matrix(const MatrixView& weight, const CompressionOptions& options,
                                   const SecondMoments& moments) {
-  MatrixSpec spec = spec_of(weight, options);
+  HostStages stages(weight);
+  return compress_weight(stages, weight.rows, weight.cols, options, moments);
+}
+
+CompressionResult compress_weight(WeightStages& stages, Index rows, Index cols,
+                                  const CompressionOptions& options, const SecondMoments& moments) {
+  MatrixSpec spec = spec_of(rows, cols, options);
   validate(spec);
-  validate(moments, spec.rows, spec.cols);
-  const ChannelEnergies energies = channel_energies(weight);
-  const bool fed_back = options.feedback && !moments.input_full.empty();
+  validate(moments, rows, cols);
+  const ChannelEnergies energies = stages.energies({}, {});
+  const bool fed_back = codes_with_feedback(options, moments);
   const DiagonalScales scales = options.odc == Odc::spatial
                                     ? diagonal_scales(energies, scale_moments(moments, fed_back))
                                     : DiagonalScales{};
   spec.channel_scale_in = !scales.in.empty();
   spec.channel_scale_out = !scales.out.empty();
-  const float matrix_scale = root_mean_square(scaled_energy(weight, energies, scales), weight);
+  const float matrix_scale = root_mean_square(scaled_energy(stages, energies, scales), rows, cols);
   const double divisor = matrix_scale > 0 ? matrix_scale : 1.0;
 
   const std::vector<float> input_signs =
-      signs_or_ones(spec.signs, spec.seed, kInputSignStream, spec.cols);
-  const ComplexMatrix spectrum = half_spectrum(
-      weight,
-      encode_multiplier(signs_or_ones(spec.signs, spec.seed, kOutputSignStream, spec.rows),
-                        scales.out, divisor),
-      encode_multiplier(input_signs, scales.in, 1.0));
-  JointSolution solution;
+      signs_or_ones(spec.signs, spec.seed, kInputSignStream, cols);
+  const std::vector<float> output_multiplier = encode_multiplier(
+      signs_or_ones(spec.signs, spec.seed, kOutputSignStream, rows), scales.out, divisor);
+  const std::vector<float> input_multiplier = encode_multiplier(input_signs, scales.in, 1.0);
+  std::vector<float> column_weight;
+  std::optional<FeedbackFilter> filter;
   if (fed_back) {
-    const FeedbackFilter filter =
-        feedback_filter({moments.input_full.data(), spec.cols, spec.cols, spec.cols},
-                        signed_scales(input_signs, scales.in));
-    solution = solve_joint(spectrum, options.joint, {{}, &filter});
-  } else {
-    const std::vector<float> column_weight =
-        options.odc == Odc::spectral ? spectral_column_weights(spec.cols, moments, input_signs)
-                                     : std::vector<float>{};
-    solution = solve_joint(spectrum, options.joint, {column_weight, nullptr});
+    filter = feedback_filter({moments.input_full.data(), cols, cols, cols},
+                             signed_scales(input_signs, scales.in));
+  } else if (options.odc == Odc::spectral) {
+    column_weight = spectral_column_weights(cols, moments, input_signs);
   }
+  JointSolution solution = stages.solve(output_multiplier, input_multiplier, options.joint,
+                                        {column_weight, filter ? &*filter : nullptr});
 
   PackedMatrixBuilder builder(spec);
   builder.put("matrix_scale", &matrix_scale, sizeof(matrix_scale));

@@ -1,4 +1,4 @@
-// Products on GPUs: loads the CUDA part, checks arguments and hands over to it.
+// Compression and products on GPUs: loads the CUDA part, checks arguments and hands over to it.
 #include "llava_fa/cuda.hpp"
 
 #include <cstdint>
@@ -53,6 +53,12 @@ void require_pointer(const void* pointer, Index alignment, const char* name) {
                    " bytes: copy it to an allocation of its own");
 }
 
+void require_device(const DeviceBackend& devices, int device) {
+  const int count = devices.device_count();
+  require_argument(device >= 0 && device < count, "device is ", device, ", expected 0 to ",
+                   count - 1);
+}
+
 }  // namespace
 
 std::optional<std::string> unavailable_reason() {
@@ -67,9 +73,7 @@ int device_count() { return unavailable_reason() ? 0 : loaded().backend->device_
 
 Product::Product(const PackedMatrix& matrix, int device) : spec_(matrix.spec()), device_(device) {
   const DeviceBackend& devices = backend();
-  const int count = devices.device_count();
-  require_argument(device >= 0 && device < count, "device is ", device, ", expected 0 to ",
-                   count - 1);
+  require_device(devices, device);
   product_ = devices.product(matrix, device);
 }
 
@@ -98,6 +102,31 @@ void Product::multiply(const DeviceMemory& memory, const Activations& activation
   require_pointer(activations.data, item_bytes(activations.type), "activations");
   require_pointer(output.data, item_bytes(output.type), "output");
   product_->multiply(memory, activations, output, precision, stream);
+}
+
+Compressor::Compressor(Index rows, Index cols, const CompressionOptions& options, int device)
+    : rows_(rows), cols_(cols), options_(options), device_(device) {
+  validate(spec_of(rows, cols, options));
+  require_argument(options.joint.rank == 0, "rank is ", options.joint.rank,
+                   ": low rank is found on the CPU alone, move the weight there");
+  const DeviceBackend& devices = backend();
+  require_device(devices, device);
+  compressor_ = devices.compressor(rows, cols, options, device);
+}
+
+Index Compressor::workspace_bytes() const { return compressor_->workspace_bytes(); }
+
+CompressionResult Compressor::compress(const Weight& weight, const SecondMoments& moments,
+                                       void* workspace, void* stream) const {
+  require_argument(weight.row_stride >= cols_, "the weight has row_stride ", weight.row_stride,
+                   ", expected at least its width ", cols_);
+  require_pointer(weight.data, item_bytes(weight.type), "weight");
+  require_pointer(workspace, kAlignment, "workspace");
+  require_argument(!codes_with_feedback(options_, moments),
+                   "the full input_second_moment is given: error feedback runs on the CPU alone, "
+                   "move the weight there, or code without feedback");
+  const std::unique_ptr<WeightStages> stages = compressor_->stages(weight, workspace, stream);
+  return compress_weight(*stages, rows_, cols_, options_, moments);
 }
 
 }  // namespace llava_fa::cuda

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "llava_fa/cuda.hpp"
+#include "weight_stages.hpp"
 
 namespace llava_fa {
 
@@ -21,6 +22,16 @@ class DeviceProduct {
                         const cuda::Output& output, Precision precision, void* stream) const = 0;
 };
 
+// Matrices of one shape and set of options on one device.
+class DeviceCompressor {
+ public:
+  virtual ~DeviceCompressor() = default;
+  virtual Index workspace_bytes() const = 0;
+  // Until they are gone, the device is the thread's current one.
+  virtual std::unique_ptr<WeightStages> stages(const cuda::Weight& weight, void* workspace,
+                                               void* stream) const = 0;
+};
+
 class DeviceBackend {
  public:
   virtual ~DeviceBackend() = default;
@@ -29,6 +40,9 @@ class DeviceBackend {
   virtual int device_count() const = 0;
   virtual std::shared_ptr<const DeviceProduct> product(const PackedMatrix& matrix,
                                                        int device) const = 0;
+  virtual std::shared_ptr<const DeviceCompressor> compressor(Index rows, Index cols,
+                                                             const CompressionOptions& options,
+                                                             int device) const = 0;
 };
 
 }  // namespace llava_fa

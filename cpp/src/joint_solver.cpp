@@ -17,6 +17,7 @@
 #include "half_float.hpp"
 #include "llava_fa/low_rank.hpp"
 #include "llava_fa/runtime.hpp"
+#include "weight_stages.hpp"
 
 namespace llava_fa {
 namespace {
@@ -200,12 +201,8 @@ class Alternation {
     work_ = ComplexMatrix(spectrum_.rows(), spectrum_.cols());
     decode_work(best.codes);
     for (Index k = 0; k < target.rows(); ++k) {
-      const double energy = row_product(target, target, k), carried = row_product(target, work_, k);
-      if (!(carried > 0)) continue;
-      const double gain = std::clamp(energy / carried, 1.0, kLargestGain);
-      const double scale = half_to_float(best.codes.row_scale[k]);
-      const double enlarged = std::min(gain * scale, static_cast<double>(kLargestHalf));
-      best.codes.row_scale[k] = float_to_half(static_cast<float>(enlarged));
+      std::uint16_t& scale = best.codes.row_scale[k];
+      scale = unbiased_scale(scale, row_product(target, target, k), row_product(target, work_, k));
     }
   }
 
@@ -257,6 +254,13 @@ StoredFactor store_factor(ComplexMatrix&& factor, int factor_bits) {
   }
   stored.decoded = std::move(factor);
   return stored;
+}
+
+std::uint16_t unbiased_scale(std::uint16_t row_scale, double energy, double carried) {
+  if (!(carried > 0)) return row_scale;
+  const double gain = std::clamp(energy / carried, 1.0, kLargestGain);
+  const double enlarged = gain * half_to_float(row_scale);
+  return float_to_half(static_cast<float>(std::min(enlarged, double{kLargestHalf})));
 }
 
 JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,

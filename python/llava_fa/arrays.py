@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,11 @@ ArrayT = TypeVar("ArrayT", npt.NDArray[Any], torch.Tensor)
 def is_torch(array: object) -> bool:
     """Whether an array came as a torch tensor."""
     return isinstance(array, torch.Tensor)
+
+
+def is_on_gpu(array: object) -> TypeGuard[torch.Tensor]:
+    """Whether an array is a tensor on an NVIDIA GPU."""
+    return isinstance(array, torch.Tensor) and array.device.type == "cuda"
 
 
 @cache

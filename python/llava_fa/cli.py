@@ -109,6 +109,11 @@ def _add_compress(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in OUTPUT")
     parser.add_argument("--no-resume", action="store_true", help="start an interrupted run anew")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the compression")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu, or an NVIDIA GPU that finds the codes: cuda, cuda:1 (no rank, no feedback)",
+    )
 
 
 def _compress(arguments: argparse.Namespace) -> int:
@@ -138,6 +143,7 @@ def _compress(arguments: argparse.Namespace) -> int:
         target_size=arguments.target_size,
         sensitivity=arguments.sensitivity,
         plan=arguments.plan,
+        device=arguments.device,
     )
     print(report.to_json() if arguments.json else report.summary_table())
     return 0

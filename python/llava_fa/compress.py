@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from .bit_plan import BitPlan
 from .calibrate import DEFAULT_MEMORY
 from .calibration_run import CalibrationInput, CalibrationRequest, CalibrationRun
 from .choice import choose_settings
 from .config import CompressionConfig
+from .device_compression import check_runs_on_gpu, compression_device, to_device
 from .errors import DiskFullError, LlavaFaError, NonFiniteError
 from .matrix import compress_matrix
 from .model_card import model_card
@@ -63,6 +66,7 @@ def compress_checkpoint(
     target_size: int | str | None = None,
     sensitivity: str = DEFAULT_SENSITIVITY,
     plan: BitPlan | str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
 ) -> CompressionReport:
     """Compress the linear layers of a Hugging Face checkpoint into a new folder.
 
@@ -108,6 +112,9 @@ def compress_checkpoint(
     plan
         Instead of ``config`` and ``recipe``: the settings of every layer, from
         :func:`plan_checkpoint` or a file that ``llava-fa plan`` saved.
+    device
+        ``"cpu"``, or an NVIDIA GPU (``"cuda"``, ``"cuda:1"``) that finds the codes of every matrix;
+        planning and calibration stay on the CPU. Without a low rank and without error feedback.
 
     Raises
     ------
@@ -115,6 +122,8 @@ def compress_checkpoint(
         The target is below what is possible.
     PlanError
         The plan does not fit the checkpoint.
+    DeviceError, DeviceMemoryError
+        The GPU cannot be used, or its memory is too full.
     CheckpointError, MissingFileError
         The source cannot be used, or another process is writing to ``output``.
     DiskFullError
@@ -146,9 +155,12 @@ def compress_checkpoint(
         save_calibration,
         load_calibration,
     )
+    place = compression_device(device)
     checkpoint = Checkpoint.open(source)
     check_places(checkpoint.folder, folder)
     work = make_plan(checkpoint, config, choice.plan or rules)
+    if place.type == "cuda":
+        check_runs_on_gpu(work.matrices.values(), calibrated=calibration.given)
     _warn(work.warnings)
     settings = {
         "config": config.to_dict(),
@@ -156,6 +168,8 @@ def compress_checkpoint(
         "calibration": calibration.settings(),
         "on_nonfinite": on_nonfinite,
         "max_shard_bytes": shard_bytes,
+        # A GPU chooses between points that are equally near as it may.
+        **({"device": place.type} if place.type != "cpu" else {}),
         **choice.to_dict(),
     }
     request = describe_request(checkpoint, settings, progress=progress)
@@ -178,7 +192,7 @@ def compress_checkpoint(
         with _progress_bar(checkpoint, progress) as done:
 
             def produce(number: int) -> Part:
-                part = _produce(run, work, number, moments, on_nonfinite)
+                part = _produce(run, work, number, moments, on_nonfinite, place)
                 done(part.row)
                 return part
 
@@ -238,6 +252,7 @@ def _produce(
     number: int,
     moments: MomentSource,
     on_nonfinite: str,
+    device: torch.device,
 ) -> Part:
     """Make one part: compress the tensor and save it, or keep it as it is."""
     entry = plan.entries[number]
@@ -247,8 +262,10 @@ def _produce(
     weight, moment = entry.read(), moments.find(name)
     values = moment.values if moment else None
     try:
+        weight = to_device(weight, device)
         matrix = compress_matrix(weight, config.for_checkpoint(), input_second_moment=values)
         check_limit(name, matrix.nbytes, plan.limits)
+        relative_error = matrix.relative_error(weight)
     except NonFiniteError as error:
         message = f"{entry.file}: tensor {entry.name}: {error}"
         if on_nonfinite == "error":
@@ -267,7 +284,7 @@ def _produce(
         nbytes_before=entry.nbytes,
         nbytes_after=matrix.nbytes,
         spec=matrix.spec,
-        relative_error=matrix.relative_error(weight),
+        relative_error=relative_error,
         second_moment=moment.kind if moment else "",
         calibration_rows=moment.rows if moment else 0,
     )

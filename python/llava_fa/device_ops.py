@@ -40,7 +40,7 @@ _layers: Remembered[LayerOnDevice] = Remembered()
 
 
 def cuda_available() -> bool:
-    """Whether packed matrices can be multiplied on NVIDIA GPUs here."""
+    """Whether NVIDIA GPUs can be used here, for products and for compression."""
     return cuda_unavailable_reason() is None
 
 
@@ -71,7 +71,7 @@ def layer_on_device(
         The tensors are on different devices, or their memory is not as kernels read it.
     """
     _check(tensors, tensors[codes])
-    return _layers.get(tensors[codes], tensors, lambda held: _prepare(held[codes], matrix))
+    return _layers.get(tensors[codes], tensors, lambda held: prepare(held[codes], matrix))
 
 
 def _check(tensors: Sequence[Tensor], codes: Tensor) -> None:
@@ -88,7 +88,8 @@ def _check(tensors: Sequence[Tensor], codes: Tensor) -> None:
         )
 
 
-def _prepare(codes: Tensor, matrix: Callable[[], CompressedMatrix]) -> LayerOnDevice:
+def prepare(codes: Tensor, matrix: Callable[[], CompressedMatrix]) -> LayerOnDevice:
+    """Return what products with ``codes`` need on their GPU; ``matrix`` as above."""
     if torch.cuda.is_current_stream_capturing():
         raise DeviceError(
             "the first product of a layer cannot be captured into a graph: call the layer once "
@@ -125,8 +126,8 @@ def multiply(layer: LayerOnDevice, x: Tensor, dtype: torch.dtype) -> Tensor:
     if flat.stride(1) != 1 or flat.stride(0) < cols:
         flat = flat.contiguous()
     needed = layer.product.workspace_bytes(flat.shape[0], half)
-    out = _room((*x.shape[:-1], rows), dtype, x.device)
-    workspace = _room((needed,), torch.uint8, x.device)
+    out = room((*x.shape[:-1], rows), dtype, x.device, _REMEDY)
+    workspace = room((needed,), torch.uint8, x.device, _REMEDY)
     stream = torch.cuda.current_stream(x.device)
     if stream != layer.stream:  # the layer may go while the product still waits there
         layer.constants.record_stream(stream)
@@ -152,7 +153,7 @@ def dense(layer: LayerOnDevice) -> Tensor:
     """Return Wᵀ, (n, m) float32, on the layer's GPU: the products of unit vectors, to 10⁻⁵."""
     rows, cols = layer.shape
     device = layer.codes.device
-    out = _room((cols, rows), torch.float32, device)
+    out = room((cols, rows), torch.float32, device, _REMEDY)
     for first in range(0, cols, _DENSE_ROWS):
         count = min(_DENSE_ROWS, cols - first)
         units = torch.zeros(count, cols, device=device)
@@ -161,8 +162,9 @@ def dense(layer: LayerOnDevice) -> Tensor:
     return out
 
 
-def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, remedy: str) -> Tensor:
+    """Return memory of a GPU, or raise :class:`DeviceMemoryError` with the remedy."""
     try:
         return torch.empty(shape, dtype=dtype, device=device)
     except torch.cuda.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"{error}; {_REMEDY}") from error
+        raise DeviceMemoryError(f"{error}; {remedy}") from error

@@ -17,6 +17,7 @@ from .arrays import (
     dtype_name,
     exportable,
     exportable_or_none,
+    is_on_gpu,
     is_torch,
     to_float64,
     to_numpy,
@@ -156,7 +157,14 @@ class CompressedMatrix:
         return _core.DeviceProduct(self._packed, device)
 
     def relative_error(self, weight: Array) -> float:
-        """Return ``||weight - dense||² / ||weight||²`` (Frobenius); 0 for an exact zero matrix."""
+        """Return ``||weight - dense||² / ||weight||²`` (Frobenius); 0 for an exact zero matrix.
+
+        On the GPU if the weight is there, where the decoded weight is exact to 10⁻⁵.
+        """
+        if is_on_gpu(weight):
+            from .device_compression import relative_error
+
+            return relative_error(self, weight)
         reference = to_float64(weight)
         if reference.shape != self.shape:
             raise ValueError(f"weight has shape {reference.shape}, expected {self.shape}")
@@ -218,8 +226,9 @@ def compress_matrix(
     Parameters
     ----------
     weight
-        (m, n) = (output, input channels), NumPy array or torch CPU tensor of float16, bfloat16,
-        float32 or float64, contiguous or not.
+        (m, n) = (output, input channels), NumPy array or torch tensor of float16, bfloat16,
+        float32 or float64, contiguous or not. A tensor on an NVIDIA GPU is compressed there,
+        without a low rank and without error feedback; the result is on the CPU.
     config
         Options; the default is ``CompressionConfig(bits=3)``.
     input_second_moment
@@ -234,6 +243,8 @@ def compress_matrix(
         If the weight or a moment holds NaN or infinity.
     ValueError, TypeError
         If shapes, dtypes or options do not fit.
+    DeviceError, DeviceMemoryError
+        If the weight is on a GPU that cannot be used, or whose memory is too full.
 
     Examples
     --------
@@ -247,8 +258,7 @@ def compress_matrix(
     True
     """
     config = CompressionConfig(bits=3) if config is None else config
-    packed, objective = _core.compress_matrix(
-        exportable(weight),
+    options = _core.CompressionOptions(
         codec=config.codec,
         code_bits=config.code_bits,
         rank=config.rank,
@@ -260,9 +270,18 @@ def compress_matrix(
         state_bits=config.state_bits,
         unbiased=config.row_scale == "unbiased",
         feedback=config.calibration == "hessian",
-        input_second_moment=exportable_or_none(input_second_moment),
-        output_second_moment=exportable_or_none(output_second_moment),
     )
+    if is_on_gpu(weight):
+        from .device_compression import compress
+
+        packed, objective = compress(weight, options, input_second_moment, output_second_moment)
+    else:
+        packed, objective = _core.compress_matrix(
+            exportable(weight),
+            options,
+            input_second_moment=exportable_or_none(input_second_moment),
+            output_second_moment=exportable_or_none(output_second_moment),
+        )
     return CompressedMatrix(packed, as_torch=is_torch(weight), objective=tuple(objective))
 
 

@@ -8,10 +8,12 @@
 #include <cstddef>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <span>
 #include <vector>
 
 #include "cuda/number_types.hpp"
+#include "cuda/reduction.hpp"
 #include "llava_fa/types.hpp"
 
 namespace llava_fa::host {
@@ -75,6 +77,13 @@ class HostBlock {
     PerWarp() : std::vector<T>(kWarps) {}
   };
 
+  void least(int team, PerThread<cuda::Candidate>& values) {
+    for (int first = 0; first < threads; first += team) {
+      const auto begin = values.begin() + first, end = begin + team;
+      std::fill(begin, end, std::accumulate(begin, end, *begin, cuda::cheaper));
+    }
+  }
+
   struct LeftTile {
     float entry[kTile][kTile];
   };
@@ -127,7 +136,7 @@ class HostBlock {
   std::vector<std::function<void()>> copies_;
 };
 
-// Runs whole grids; the Launcher of product_pipeline.hpp.
+// Runs whole grids; the Launcher of product_pipeline.hpp and Queue of compression_pipeline.hpp.
 class HostLauncher {
  public:
   explicit HostLauncher(Order order = Order::ascending) : order_(order) {}
@@ -141,6 +150,14 @@ class HostLauncher {
                                         shared_bytes, order_);
       kernel(block);
     }
+  }
+
+  // Device memory is the host's; the Queue of compression_pipeline.hpp.
+  void upload(void* to, std::span<const std::byte> bytes) const {
+    std::memcpy(to, bytes.data(), bytes.size());
+  }
+  void download(const void* from, std::span<std::byte> bytes) const {
+    std::memcpy(bytes.data(), from, bytes.size());
   }
 
  private:

@@ -1,8 +1,8 @@
-// Products with packed matrices on NVIDIA GPUs (docs/cuda.md).
+// Compression and products with packed matrices on NVIDIA GPUs (docs/cuda.md).
 //
 // The CUDA part is a shared library of its own beside this one, loaded on first use; a program that
 // links this library needs neither a GPU nor a driver. It allocates no device memory: callers give
-// it, from an allocator of their own, and products run on their stream.
+// it, from an allocator of their own, and everything runs on their stream.
 #pragma once
 
 #include <cstddef>
@@ -17,13 +17,15 @@
 namespace llava_fa {
 
 class DeviceProduct;  // internal
+class DeviceCompressor;
 
 namespace cuda {
 
-// Why products cannot run on GPUs here, and what to do about it; nothing if they can. Never throws.
+// Why GPUs cannot be used here, and what to do about it; nothing if they can. Never throws.
 std::optional<std::string> unavailable_reason();
 
-// GPUs that the driver shows; 0 if there is a reason above. A Product says whether one is too old.
+// GPUs that the driver shows; 0 if there is a reason above. A Product and a Compressor say whether
+// one is too old.
 int device_count();
 
 // x (rows, n) in device memory; row_stride elements from one row to the next, >= n.
@@ -81,6 +83,44 @@ class Product {
   MatrixSpec spec_;
   int device_;
   std::shared_ptr<const DeviceProduct> product_;
+};
+
+// A dense weight (m, n) in device memory; row_stride elements from one row to the next, >= n.
+struct Weight {
+  const void* data = nullptr;
+  ElementType type = ElementType::float32;
+  Index row_stride = 0;
+};
+
+// compress_matrix() of weights of one shape with one set of options on one GPU. Immutable, so
+// threads and streams may share it.
+class Compressor {
+ public:
+  // Throws Error(invalid_argument) if an option is out of range, if there is a rank, which runs on
+  // the CPU alone, and if the device is not 0 .. device_count() - 1; Error(device) if the GPU
+  // cannot be used, saying why.
+  Compressor(Index rows, Index cols, const CompressionOptions& options, int device);
+
+  int device() const { return device_; }
+
+  // About 6 bytes per weight, and for the trellis up to 256 MiB more.
+  Index workspace_bytes() const;
+
+  // Runs on a stream of the device, a cudaStream_t or null for the default one, and waits for it.
+  // `workspace` is aligned to kAlignment. Moments are in the host's memory. Deterministic: equal
+  // input gives equal bits on equal GPUs; against the CPU's, some codes of entries halfway between
+  // points differ.
+  // Throws as compress_matrix(); Error(invalid_argument) for null or misaligned pointers, a
+  // row_stride below n and if moments ask for error feedback, which runs on the CPU alone;
+  // Error(device) if the GPU reports an error.
+  CompressionResult compress(const Weight& weight, const SecondMoments& moments, void* workspace,
+                             void* stream) const;
+
+ private:
+  Index rows_, cols_;
+  CompressionOptions options_;
+  int device_;
+  std::shared_ptr<const DeviceCompressor> compressor_;
 };
 
 }  // namespace cuda

@@ -32,6 +32,13 @@ constexpr Index stored_column(Index n, Index column) {
   return 2 * column < n ? 2 * (column - 1) : 2 * (n - column - 1) + 1;
 }
 
+// Its inverse: the column whose codes are at a place.
+constexpr Index column_stored_at(Index n, Index place) {
+  const Index pairs = column_pairs(n);
+  if (place >= 2 * pairs) return place == 2 * pairs ? 0 : n / 2;
+  return place % 2 == 0 ? 1 + place / 2 : n - 1 - place / 2;
+}
+
 // 2^state_bits complex points, one per state. The state of an entry is the last `state_bits` bits
 // of its column's codes, newest in the low bits; every entry adds `code_bits` of them.
 //

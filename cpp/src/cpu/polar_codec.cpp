@@ -13,6 +13,7 @@
 
 #include "../bit_packing.hpp"
 #include "../half_float.hpp"
+#include "../polar_angle.hpp"
 #include "backend.hpp"
 #include "parallel.hpp"
 #include "points.hpp"
@@ -25,47 +26,6 @@ constexpr Index kRowsPerItem = 8;
 constexpr double kEncodeNanoseconds = 10.0;  // per entry, roughly
 constexpr double kDecodeNanoseconds = 2.0;
 constexpr Index kStrip = 64;  // entries per inner loop: all temporaries stay in the first cache
-
-// atan(q) / (2 pi) on [0, 1]: minimax polynomial in q^2, error below 1e-9 turns before rounding.
-inline float turns_of_ratio(float q) {
-  const float s = q * q;
-  float p = 0.00039099f;
-  p = p * s - 0.00229203f;
-  p = p * s + 0.00633134f;
-  p = p * s - 0.0115146f;
-  p = p * s + 0.01670957f;
-  p = p * s - 0.02253829f;
-  p = p * s + 0.03180856f;
-  p = p * s - 0.05305048f;
-  p = p * s + 0.15915493f;
-  return p * q;
-}
-
-// Angle of (x, y) in turns, within [-1/2, 1/2].
-inline float angle_in_turns(float x, float y) {
-  const float ax = std::fabs(x), ay = std::fabs(y);
-  const float small = std::min(ax, ay), large = std::max(ax, ay);
-  float turns = turns_of_ratio(small / std::max(large, 1e-30f));
-  turns = ay > ax ? 0.25f - turns : turns;
-  turns = x < 0.0f ? 0.5f - turns : turns;
-  return std::copysign(turns, y);
-}
-
-// cos(2 pi d) for |d| <= 1/2: minimax polynomial in d^2, error below 2e-10 before rounding.
-inline float cosine_of_turns(float d) {
-  const float s = d * d;
-  float p = -1.45323703f;
-  p = p * s + 7.80024055f;
-  p = p * s - 26.40470569f;
-  p = p * s + 60.24213773f;
-  p = p * s - 85.45665887f;
-  p = p * s + 64.9393891f;
-  p = p * s - 19.73920874f;
-  return p * s + 1.0f;
-}
-
-// Nearest integer, ties to even, without a library call; |x| < 2^22.
-inline float round_nearest(float x) { return (x + 12582912.0f) - 12582912.0f; }
 
 void encode_strip(const float* real, const float* imag, Index count, float inverse_scale,
                   const Constellation& points, std::uint16_t* codes) {

@@ -1,10 +1,12 @@
-// The CUDA part's entry point: which devices can be used, products on them, and the errors of both.
+// The CUDA part's entry point: which devices can be used, products and compression on them, and the
+// errors of all that.
 #include <cuda_runtime_api.h>
 
 #include <memory>
 
 #include "../checks.hpp"
 #include "../device_backend.hpp"
+#include "compression_pipeline.hpp"
 #include "launch.hpp"
 #include "product_pipeline.hpp"
 
@@ -14,8 +16,7 @@ namespace {
 
 const char* remedy(cudaError_t status) {
   switch (status) {
-    case cudaErrorMemoryAllocation:
-      return "multiply fewer activations at once, or free memory of the GPU";
+    case cudaErrorMemoryAllocation: return "compute with less at once, or free memory of the GPU";
     case cudaErrorNoKernelImageForDevice:
       return "build llava-fa with -DLLAVA_FA_CUDA_ARCHITECTURES=native";
     default: return "if it persists, restart the process";
@@ -61,6 +62,10 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+Index shared_limit(int device) {
+  return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
 std::string version(int encoded) { return concat(encoded / 1000, ".", encoded % 1000 / 10); }
 
 class StreamLauncher {
@@ -93,9 +98,7 @@ class KernelLoader {
 class CudaProduct final : public DeviceProduct {
  public:
   CudaProduct(const PackedMatrix& matrix, int device)
-      : device_(device),
-        shared_limit_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
-        plan_(matrix, shared_limit_) {
+      : device_(device), shared_limit_(shared_limit(device)), plan_(matrix, shared_limit_) {
     for (const Precision precision : {Precision::single, Precision::half}) {
       for (const Index tokens : {Index{1}, kMostVectors + 1}) load_kernels(tokens, precision);
     }
@@ -134,6 +137,87 @@ class CudaProduct final : public DeviceProduct {
   ProductPlan plan_;
 };
 
+// Runs a pipeline's kernels and copies on a stream.
+class StreamQueue {
+ public:
+  StreamQueue(Index shared_limit, void* stream)
+      : shared_limit_(shared_limit), stream_(static_cast<cudaStream_t>(stream)) {}
+
+  template <class Kernel>
+  void launch(const Kernel& kernel, Index grid_x, Index grid_y, Index shared_bytes) const {
+    prepare(kernel, shared_bytes, shared_limit_);
+    cuda::launch(kernel, grid_x, grid_y, shared_bytes, stream_);
+  }
+
+  // The bytes may go at once: copies from pageable memory return when they have been read.
+  void upload(void* to, std::span<const std::byte> bytes) const {
+    require_success(
+        cudaMemcpyAsync(to, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream_),
+        "copying to the GPU");
+  }
+
+  void download(const void* from, std::span<std::byte> bytes) const {
+    require_success(
+        cudaMemcpyAsync(bytes.data(), from, bytes.size(), cudaMemcpyDeviceToHost, stream_),
+        "copying from the GPU");
+    require_success(cudaStreamSynchronize(stream_), "waiting for the GPU");
+  }
+
+ private:
+  Index shared_limit_;
+  cudaStream_t stream_;
+};
+
+// Stages with the device that they run on as the current one.
+class CudaStages final : public WeightStages {
+ public:
+  CudaStages(const CompressionPlan& plan, const Weight& weight, void* workspace, void* stream,
+             int device)
+      : current_(device),
+        queue_(plan.shared_limit(), stream),
+        pipeline_(plan, weight, workspace, queue_) {}
+
+  ChannelEnergies energies(std::span<const float> output_multiplier,
+                           std::span<const float> input_multiplier) override {
+    return pipeline_.energies(output_multiplier, input_multiplier);
+  }
+
+  JointSolution solve(std::span<const float> output_multiplier,
+                      std::span<const float> input_multiplier, const JointOptions& options,
+                      const JointWeight& weight) override {
+    return pipeline_.solve(output_multiplier, input_multiplier, options, weight);
+  }
+
+ private:
+  CurrentDevice current_;
+  StreamQueue queue_;
+  CompressionPipeline<StreamQueue> pipeline_;
+};
+
+class CudaCompressor final : public DeviceCompressor {
+ public:
+  CudaCompressor(Index rows, Index cols, const CompressionOptions& options, int device)
+      : device_(device), plan_(rows, cols, options, shared_limit(device)) {}
+
+  Index workspace_bytes() const override { return plan_.layout().bytes; }
+
+  std::unique_ptr<WeightStages> stages(const Weight& weight, void* workspace,
+                                       void* stream) const override {
+    return std::make_unique<CudaStages>(plan_, weight, workspace, stream, device_);
+  }
+
+ private:
+  int device_;
+  CompressionPlan plan_;
+};
+
+void require_capability(int device) {
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  require(major >= kLeastCapability, ErrorCode::device, "GPU ", device, " has compute capability ",
+          major, ".", attribute(cudaDevAttrComputeCapabilityMinor, device), ", expected ",
+          kLeastCapability, ".0 or newer: choose another GPU, or compute on the CPU");
+}
+
 class CudaBackend final : public DeviceBackend {
  public:
   std::string unavailable_reason() const override {
@@ -167,12 +251,15 @@ class CudaBackend final : public DeviceBackend {
 
   std::shared_ptr<const DeviceProduct> product(const PackedMatrix& matrix,
                                                int device) const override {
-    const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
-    require(major >= kLeastCapability, ErrorCode::device, "GPU ", device,
-            " has compute capability ", major, ".",
-            attribute(cudaDevAttrComputeCapabilityMinor, device), ", expected ", kLeastCapability,
-            ".0 or newer: choose another GPU, or compute on the CPU");
+    require_capability(device);
     return std::make_shared<CudaProduct>(matrix, device);
+  }
+
+  std::shared_ptr<const DeviceCompressor> compressor(Index rows, Index cols,
+                                                     const CompressionOptions& options,
+                                                     int device) const override {
+    require_capability(device);
+    return std::make_shared<CudaCompressor>(rows, cols, options, device);
   }
 };
 

@@ -7,6 +7,7 @@
 
 #include "llava_fa/types.hpp"
 #include "number_types.hpp"
+#include "reduction.hpp"
 
 namespace llava_fa::cuda {
 
@@ -17,6 +18,7 @@ class DeviceBlock {
  public:
   static constexpr int kThreads = threads;
   static constexpr int kTile = 16;
+  static constexpr unsigned kAllLanes = 0xffffffff;
 
   __device__ Index index(int axis) const { return axis == 0 ? blockIdx.x : blockIdx.y; }
   __device__ Index count(int axis) const { return axis == 0 ? gridDim.x : gridDim.y; }
@@ -53,6 +55,15 @@ class DeviceBlock {
   using PerThread = Own<T>;
   template <typename T>
   using PerWarp = Own<T>;
+
+  __device__ void least(int team, Own<Candidate>& values) {
+    Candidate& own = values[0];
+    for (int distance = team / 2; distance >= 1; distance /= 2) {
+      const Candidate other = {__shfl_xor_sync(kAllLanes, own.cost, distance),
+                               __shfl_xor_sync(kAllLanes, own.way, distance)};
+      own = cheaper(own, other);
+    }
+  }
 
   using LeftTile = nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, kTile, kTile, kTile, __half,
                                           nvcuda::wmma::row_major>;

@@ -1,4 +1,4 @@
-// Tables of real DFTs, computed in double precision.
+// Tables of DFTs, computed in double precision.
 #include "fft_plan.hpp"
 
 #include <cmath>
@@ -77,30 +77,22 @@ std::vector<Value> transformed(const std::vector<Value>& values) {
 
 }  // namespace
 
-RealFftTables::RealFftTables(Index n, ConstantsBuilder& constants) {
-  plan_.n = n;
-  plan_.unitary = static_cast<float>(1.0 / std::sqrt(static_cast<double>(n)));
-  if (n % 2 == 0) turns_ = constants.add(roots(n / 2 + 1, n));
-  plan_complex(static_cast<int>(n % 2 == 0 ? n / 2 : n), constants);
-}
-
-void RealFftTables::plan_complex(int sequence, ConstantsBuilder& constants) {
-  FftPlan& plan = plan_.complex;
-  plan.sequence = plan.length = sequence;
-  std::vector<int> radices = factors(sequence);
+FftTables::FftTables(Index sequence, ConstantsBuilder& constants) {
+  plan_.sequence = plan_.length = static_cast<int>(sequence);
+  std::vector<int> radices = factors(plan_.sequence);
   convolves_ = !radices.empty() && radices.back() > kLargestDenseRadix;
   if (convolves_) {
-    plan.length = convolution_length(2 * sequence - 1);
-    radices = factors(plan.length);
+    plan_.length = convolution_length(2 * plan_.sequence - 1);
+    radices = factors(plan_.length);
     add_chirp(constants);
   }
-  plan.pass_count = static_cast<int>(radices.size());
-  std::copy(radices.begin(), radices.end(), plan.radix);
-  roots_ = constants.add(roots(plan.length, plan.length));
+  plan_.pass_count = static_cast<int>(radices.size());
+  std::copy(radices.begin(), radices.end(), plan_.radix);
+  roots_ = constants.add(roots(plan_.length, plan_.length));
 }
 
-void RealFftTables::add_chirp(ConstantsBuilder& constants) {
-  const Index sequence = plan_.complex.sequence, length = plan_.complex.length;
+void FftTables::add_chirp(ConstantsBuilder& constants) {
+  const Index sequence = plan_.sequence, length = plan_.length;
   std::vector<Value> chirp, inverse(length);
   for (Index j = 0; j < sequence; ++j) {
     chirp.push_back(root(j * j % (2 * sequence), 2 * sequence));
@@ -111,15 +103,24 @@ void RealFftTables::add_chirp(ConstantsBuilder& constants) {
   chirp_spectrum_ = constants.add(rounded(transformed(inverse)));
 }
 
-RealFftPlan RealFftTables::at(const std::byte* constants) const {
-  RealFftPlan plan = plan_;
-  plan.turns = constants_at<Complex>(constants, turns_);
-  plan.complex.roots = constants_at<Complex>(constants, roots_);
+FftPlan FftTables::at(const std::byte* constants) const {
+  FftPlan plan = plan_;
+  plan.roots = constants_at<Complex>(constants, roots_);
   if (convolves_) {
-    plan.complex.chirp = constants_at<Complex>(constants, chirp_);
-    plan.complex.chirp_spectrum = constants_at<Complex>(constants, chirp_spectrum_);
+    plan.chirp = constants_at<Complex>(constants, chirp_);
+    plan.chirp_spectrum = constants_at<Complex>(constants, chirp_spectrum_);
   }
   return plan;
+}
+
+RealFftTables::RealFftTables(Index n, ConstantsBuilder& constants)
+    : n_(n),
+      turns_(n % 2 == 0 ? constants.add(roots(n / 2 + 1, n)) : 0),
+      complex_(n % 2 == 0 ? n / 2 : n, constants) {}
+
+RealFftPlan RealFftTables::at(const std::byte* constants) const {
+  return {complex_.at(constants), n_, static_cast<float>(1.0 / std::sqrt(static_cast<double>(n_))),
+          constants_at<Complex>(constants, turns_)};
 }
 
 }  // namespace llava_fa::cuda

@@ -8,6 +8,7 @@
 namespace llava_fa::cuda {
 
 inline constexpr int kMostPasses = 32;
+inline constexpr Index kTransformBlocks = 256;  // that share long transforms' buffers
 
 // A complex DFT of `sequence` elements.
 struct FftPlan {
@@ -28,23 +29,43 @@ struct RealFftPlan {
   const Complex* turns;  // exp(-2 pi i l / n), l <= n / 2; of even n
 };
 
-// Tables of a real DFT as constants, and the plan that points to them once they are in place.
+// Tables of a complex DFT as constants, and the plan that points to them once they are in place.
+class FftTables {
+ public:
+  FftTables(Index sequence, ConstantsBuilder& constants);
+
+  FftPlan at(const std::byte* constants) const;
+
+  // Elements of each of the two buffers of a transform.
+  Index buffer_elements() const { return plan_.length + 1; }
+
+ private:
+  void add_chirp(ConstantsBuilder& constants);
+
+  FftPlan plan_ = {};
+  Index roots_ = 0, chirp_ = 0, chirp_spectrum_ = 0;  // places in the constants
+  bool convolves_ = false;
+};
+
+// The same of a real DFT.
 class RealFftTables {
  public:
   RealFftTables(Index n, ConstantsBuilder& constants);
 
   RealFftPlan at(const std::byte* constants) const;
-
-  // Elements of each of the two buffers of a transform.
-  Index buffer_elements() const { return plan_.complex.length + 1; }
+  Index buffer_elements() const { return complex_.buffer_elements(); }
 
  private:
-  void plan_complex(int sequence, ConstantsBuilder& constants);
-  void add_chirp(ConstantsBuilder& constants);
-
-  RealFftPlan plan_ = {};
-  Index roots_ = 0, chirp_ = 0, chirp_spectrum_ = 0, turns_ = 0;  // places in the constants
-  bool convolves_ = false;
+  Index n_;
+  Index turns_;  // place in the constants
+  FftTables complex_;
 };
+
+// Shared memory of a transform with two buffers of so many elements; 0 if they are too long for it,
+// and have to be in the workspace.
+inline Index shared_bytes_of_transform(Index elements, Index shared_limit) {
+  const Index bytes = 2 * elements * static_cast<Index>(sizeof(Complex));
+  return bytes <= shared_limit ? bytes : 0;
+}
 
 }  // namespace llava_fa::cuda

@@ -9,6 +9,7 @@
 
 #include "number_types.hpp"
 #include "points.hpp"
+#include "reduction.hpp"
 #include "trellis.hpp"
 
 namespace llava_fa::cuda {
@@ -67,13 +68,7 @@ struct FoldActivations {
     const Complex* x = spectrum + token * pitch;
     float* const largest = block.template shared<float>();
     block.phase([&](int thread) { largest[thread] = largest_part(x, thread); });
-    for (int step = kThreads / 2; step >= 1; step /= 2) {
-      block.phase([&](int thread) {
-        if (thread < step && largest[thread + step] > largest[thread]) {
-          largest[thread] = largest[thread + step];
-        }
-      });
-    }
+    join_all(block, largest, [](float a, float b) { return b > a ? b : a; });
     block.phase([&](int thread) {
       const int exponent = scaling_exponent(largest[0]);
       if (thread == 0) unit[token] = power_of_two(-exponent);

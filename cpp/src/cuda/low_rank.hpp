@@ -5,6 +5,7 @@
 #include "complex.hpp"
 #include "host_device.hpp"
 #include "llava_fa/types.hpp"
+#include "reduction.hpp"
 
 namespace llava_fa::cuda {
 
@@ -32,11 +33,7 @@ struct LowRankInner {
       for (Index l = thread; l < n; l += kThreads) add_product(row[l], x[l], sum);
       sums[thread] = sum;
     });
-    for (int step = kThreads / 2; step >= 1; step /= 2) {
-      block.phase([&](int thread) {
-        if (thread < step) sums[thread] = sums[thread] + sums[thread + step];
-      });
-    }
+    join_all(block, sums, [](Complex a, Complex b) { return a + b; });
     block.phase([&](int thread) {
       if (thread == 0) inner[block.index(1) * block.count(0) + block.index(0)] = sums[0];
     });

@@ -5,14 +5,13 @@
 #include <cmath>
 
 #include "../half_float.hpp"
+#include "arena.hpp"
 #include "folding.hpp"
 #include "point_product.hpp"
 #include "points.hpp"
 
 namespace llava_fa::cuda {
 namespace {
-
-Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // Columns in the trellis' order, or as they are.
 std::vector<Complex> interleaved(const ComplexMatrix& planes, bool trellis) {
@@ -49,21 +48,6 @@ std::vector<TrellisTable::Word> trellis_words(const Trellis& code) {
   return words;
 }
 
-// Places for arrays one after another, each aligned for any kernel.
-class Arena {
- public:
-  Index take(Index bytes) {
-    const Index place = bytes_;
-    bytes_ += ceil_div(bytes, kStep) * kStep;
-    return place;
-  }
-  Index bytes() const { return bytes_; }
-
- private:
-  static constexpr Index kStep = 256;
-  Index bytes_ = 0;
-};
-
 }  // namespace
 
 ProductPlan::ProductPlan(const PackedMatrix& matrix, Index shared_limit)
@@ -95,8 +79,7 @@ void ProductPlan::add_points(ConstantsBuilder& constants) {
 Index ProductPlan::pitch() const { return ceil_div(spec_.cols, kGroupColumns) * kGroupColumns; }
 
 Index ProductPlan::shared_bytes(const RealFftTables& tables) const {
-  const Index bytes = 2 * tables.buffer_elements() * static_cast<Index>(sizeof(Complex));
-  return bytes <= shared_limit_ ? bytes : 0;
+  return shared_bytes_of_transform(tables.buffer_elements(), shared_limit_);
 }
 
 WorkspaceLayout ProductPlan::layout(Index tokens, Precision precision) const {

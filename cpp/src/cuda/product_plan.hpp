@@ -17,7 +17,6 @@ namespace llava_fa::cuda {
 inline constexpr Index kMostVectors = 4;         // activations that are multiplied with the codes
 inline constexpr Index kMostAtOnce = 2048;       // activations that share the workspace
 inline constexpr Index kPanelRowsAtOnce = 1024;  // complex rows decoded at a time
-inline constexpr Index kTransformBlocks = 256;   // blocks that share long transforms' buffers
 
 // Places of intermediate results in the workspace.
 struct WorkspaceLayout {

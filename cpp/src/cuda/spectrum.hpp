@@ -21,11 +21,23 @@ struct FftBuffers {
   }
 };
 
+// Entry l <= n / 2 of the unitary DFT of real values, from that of the sequence which they make:
+// neighbours as parts of n / 2 complex numbers if n is even, else with imaginary parts of zero.
+//
+// Even n: X_l = (Z_l + conj Z_-l) / 2 - i exp(-2 pi i l / n) (Z_l - conj Z_-l) / 2.
+LLAVA_FA_SHARED Complex entry_of_real(const RealFftPlan& plan, const Complex* z, Index l) {
+  if (plan.n % 2 == 1) return plan.unitary * z[l];
+  const Index half = plan.complex.sequence;
+  const Complex here = z[l == half ? 0 : l], mirror = conjugate(z[l == 0 ? 0 : half - l]);
+  const Complex turned = plan.turns[l] * times_minus_i(here - mirror);
+  return 0.5f * plan.unitary * (here + mirror + turned);
+}
+
 // x̃ = conj(F x̄) of all n columns, x̄ the activation times the input multipliers.
 //
-// 1. Even n: neighbours are the parts of n / 2 complex numbers; odd n: imaginary parts are zero.
-// 2. Their DFT Z.
-// 3. Even n: X_l = (Z_l + conj Z_-l) / 2 - i exp(-2 pi i l / n) (Z_l - conj Z_-l) / 2.
+// 1. Values to a complex sequence (entry_of_real).
+// 2. Its DFT.
+// 3. Entries, and their conjugates for the mirror images.
 struct SpectrumKernel {
   static constexpr int kThreads = 512;
   static constexpr int kMinBlocks = 1;
@@ -63,19 +75,11 @@ struct SpectrumKernel {
     return {channel(token, 2 * j), channel(token, 2 * j + 1)};
   }
 
-  LLAVA_FA_KERNEL Complex entry(const Complex* z, int l) const {
-    if (plan.n % 2 == 1) return plan.unitary * z[l];
-    const int half = plan.complex.sequence;
-    const Complex here = z[l == half ? 0 : l], mirror = conjugate(z[l == 0 ? 0 : half - l]);
-    const Complex turned = plan.turns[l] * times_minus_i(here - mirror);
-    return 0.5f * plan.unitary * (here + mirror + turned);
-  }
-
   LLAVA_FA_KERNEL void store(Index token, int thread, const Complex* z) const {
     Complex* const out = spectrum + token * pitch;
     const Index n = plan.n;
     for (int l = thread; l <= n / 2; l += kThreads) {
-      const Complex value = entry(z, l);
+      const Complex value = entry_of_real(plan, z, l);
       out[place_of(trellis, n, l)] = conjugate(value);
       if (l > 0 && 2 * l != n) out[place_of(trellis, n, n - l)] = value;
     }

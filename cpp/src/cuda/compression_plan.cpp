@@ -1,0 +1,104 @@
+// Constants and workspace of a compression.
+#include "compression_plan.hpp"
+
+#include <algorithm>
+
+namespace llava_fa::cuda {
+namespace {
+
+std::vector<Complex> points_of(const std::vector<float>& pairs) {
+  std::vector<Complex> out;
+  for (std::size_t i = 0; i < pairs.size(); i += 2) out.push_back({pairs[i], pairs[i + 1]});
+  return out;
+}
+
+std::vector<Complex> in_search_order(const std::vector<Complex>& points, const SearchOrder& order) {
+  std::vector<Complex> out(points.size());
+  for (int s = 0; s < order.states(); ++s) {
+    out[order.place(order.team(), s / order.groups(), s % order.groups())] = points[s];
+  }
+  return out;
+}
+
+}  // namespace
+
+CompressionPlan::CompressionPlan(Index rows, Index cols, const CompressionOptions& options,
+                                 Index shared_limit)
+    : rows_(rows),
+      cols_(cols),
+      codec_(options.joint.codec),
+      code_bits_(options.joint.code_bits),
+      shared_limit_(shared_limit),
+      columns_(rows, builder_),
+      rows_transform_(cols, builder_) {
+  if (codec_ == Codec::trellis) {
+    state_bits_ = effective_state_bits(half_rows(), code_bits_, options.joint.state_bits);
+    add_trellis(builder_);
+  } else {
+    add_constellation(builder_);
+  }
+  constants_ = builder_.take();
+  layout_ = planned();
+}
+
+void CompressionPlan::add_constellation(ConstantsBuilder& constants) {
+  const Constellation& points = constellation(codec_, code_bits_);
+  places_.table = constants.add(points_of(points.point_pairs));
+  places_.rings = constants.add(points.rings);
+  places_.point_code = constants.add(points.point_code);
+  ring_count_ = static_cast<int>(points.rings.size());
+}
+
+void CompressionPlan::add_trellis(ConstantsBuilder& constants) {
+  const Trellis& code = trellis(code_bits_, state_bits_);
+  const std::vector<Complex> points = points_of(code.point_pairs);
+  places_.table = constants.add(points);
+  places_.search_table = constants.add(in_search_order(points, search_order()));
+  std::vector<std::uint8_t> stored;
+  for (std::uint32_t c = 0; c < 1u << code_bits_; ++c) stored.push_back(code.stored_code(c));
+  places_.stored_code = constants.add(stored);
+}
+
+bool CompressionPlan::searches_in_shared() const {
+  return TrellisSearch<true>::shared_bytes(search_order()) <= shared_limit_;
+}
+
+Index CompressionPlan::search_blocks() const {
+  const Index searches = cols_ * segment_count(half_rows());
+  const Index bytes = TrellisSearch<true>::most_steps(half_rows()) * search_order().groups();
+  return std::min({searches, kMostSearches, std::max(Index{1}, kMostSearchBytes / bytes)});
+}
+
+CompressionPlan::Layout CompressionPlan::planned() const {
+  const Index half = half_rows(), entries = half * cols_;
+  Layout layout;
+  Arena arena;
+  layout.constants = arena.take(static_cast<Index>(constants_.size()));
+  layout.row_multiplier = arena.take(rows_ * 4);
+  layout.col_multiplier = arena.take(cols_ * 4);
+  layout.column_weight = arena.take(cols_ * 4);
+  layout.row_energies = arena.take(rows_ * 8);
+  layout.col_energies = arena.take(cols_ * 8);
+  layout.spectrum = arena.take(entries * 8);
+  Index buffers = 0;
+  const auto add_buffers = [&](Index elements, Index sequences) {
+    if (shared_bytes_of_transform(elements, shared_limit_) > 0) return;
+    buffers = std::max(buffers, std::min(sequences, kTransformBlocks) * 2 * elements * 8);
+  };
+  add_buffers(columns_.buffer_elements(), cols_);
+  add_buffers(rows_transform_.buffer_elements(), half);
+  layout.transforms = arena.take(buffers);
+  layout.sizes = arena.take(half * 4);
+  layout.points = arena.take(entries * 2);
+  layout.sums = arena.take(half * static_cast<Index>(sizeof(RowSum)));
+  layout.packed = arena.take(packed_bytes());
+  if (codec_ == Codec::trellis) {
+    const Index groups = search_order().groups(), blocks = search_blocks();
+    layout.ways = arena.take(blocks * TrellisSearch<true>::most_steps(half) * groups);
+    if (!searches_in_shared()) layout.costs = arena.take(blocks * 2 * groups * 4);
+  }
+  layout.bytes = arena.bytes();
+  return layout;
+}
+
+}  // namespace llava_fa::cuda

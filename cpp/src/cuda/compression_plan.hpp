@@ -1,0 +1,90 @@
+// What compressing a matrix needs on a device: constants, and where intermediate results are. Host
+// code; the kernels run in compression_pipeline.hpp.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "arena.hpp"
+#include "fft_plan.hpp"
+#include "llava_fa/packed_matrix.hpp"
+#include "llava_fa/spectrum.hpp"
+#include "trellis_search.hpp"
+
+namespace llava_fa::cuda {
+
+// Searches of the trellis that run at the same time: what fills a device, unless they need more
+// than so much memory for what they remember.
+inline constexpr Index kMostSearches = 1056;
+inline constexpr Index kMostSearchBytes = Index{1} << 28;
+
+class CompressionPlan {
+ public:
+  // shared_limit: bytes of shared memory that a block can have.
+  CompressionPlan(Index rows, Index cols, const CompressionOptions& options, Index shared_limit);
+
+  Index rows() const { return rows_; }
+  Index cols() const { return cols_; }
+  Index half_rows() const { return llava_fa::half_rows(rows_); }
+  Codec codec() const { return codec_; }
+  int code_bits() const { return code_bits_; }
+  Index packed_bytes() const { return half_rows() * packed_row_bytes(cols_, code_bits_); }
+
+  std::span<const std::byte> constants() const { return constants_; }
+  // Places of the constants, from their first on.
+  struct Places {
+    Index table = 0;  // points as Complex, by code or state
+    Index rings = 0;  // of a constellation
+    Index point_code = 0;
+    Index search_table = 0;  // of a trellis: points in the order of a search
+    Index stored_code = 0;
+  };
+  const Places& places() const { return places_; }
+  int ring_count() const { return ring_count_; }
+  const RealFftTables& column_transform() const { return columns_; }
+  const FftTables& row_transform() const { return rows_transform_; }
+  Index shared_limit() const { return shared_limit_; }
+
+  // Of a trellis.
+  SearchOrder search_order() const { return {code_bits_, state_bits_}; }
+  Index search_blocks() const;
+  bool searches_in_shared() const;
+
+  // Places of intermediate results in the workspace.
+  struct Layout {
+    Index constants = 0;
+    Index row_multiplier = 0, col_multiplier = 0, column_weight = 0;  // float
+    Index row_energies = 0, col_energies = 0;                         // double
+    Index spectrum = 0;                                               // (half rows, cols) Complex
+    Index transforms = 0;  // buffers of transforms that are too long for shared memory
+    Index sizes = 0;       // (half rows) float
+    Index points = 0;      // (half rows, cols) std::uint16_t
+    Index sums = 0;        // (half rows) RowSum
+    Index packed = 0;
+    Index ways = 0, costs = 0;  // of searches
+    Index bytes = 0;
+  };
+  const Layout& layout() const { return layout_; }
+
+ private:
+  void add_constellation(ConstantsBuilder& constants);
+  void add_trellis(ConstantsBuilder& constants);
+  Layout planned() const;
+
+  Index rows_, cols_;
+  Codec codec_;
+  int code_bits_;
+  int state_bits_ = 0;  // effective ones
+  int ring_count_ = 0;
+  Index shared_limit_;
+  ConstantsBuilder builder_;  // before the tables, which fill it
+  RealFftTables columns_;
+  FftTables rows_transform_;
+  Places places_;
+  std::vector<std::byte> constants_;
+  Layout layout_;
+};
+
+}  // namespace llava_fa::cuda

@@ -1,0 +1,149 @@
+"""Compression on NVIDIA GPUs: from a weight there to a compressed matrix on the CPU.
+
+Codes without a low rank and without error feedback; the rest of the method runs on the CPU alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _core
+from .arrays import Array, dtype_name, exportable_or_none, is_on_gpu
+from .config import CompressionConfig
+from .device_ops import cuda_unavailable_reason, dense, prepare, room
+from .errors import DeviceError, DeviceMemoryError
+from .matrix import CompressedMatrix
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ERROR_ROWS = 2048
+_REMEDY = "free memory of the GPU, or compress on the CPU"
+
+
+def compression_device(device: str | torch.device) -> torch.device:
+    """Return the device that a run compresses on, with its number if it is a GPU.
+
+    Raises
+    ------
+    ValueError
+        It is neither the CPU nor an NVIDIA GPU of this machine.
+    DeviceError
+        No GPU can be used here.
+    """
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda' or 'cuda:0'") from error
+    if chosen.type == "cpu":
+        return chosen
+    if chosen.type != "cuda":
+        raise ValueError(f"device is '{chosen}', expected 'cpu', 'cuda' or 'cuda:0'")
+    if (reason := cuda_unavailable_reason()) is not None:
+        raise DeviceError(f"device is '{chosen}', but no GPU can be used: {reason}")
+    if (chosen.index or 0) >= (count := _core.cuda_device_count()):
+        raise ValueError(f"device is '{chosen}', expected 'cuda:0' to 'cuda:{count - 1}'")
+    return torch.device("cuda", chosen.index or 0)
+
+
+def check_runs_on_gpu(
+    configs: Iterable[tuple[str, CompressionConfig]], *, calibrated: bool
+) -> None:
+    """Refuse settings of layers that only the CPU compresses with.
+
+    Raises
+    ------
+    ValueError
+        Naming the first such layer, the setting and the remedy.
+    """
+    for name, config in configs:
+        if config.rank > 0:
+            raise ValueError(
+                f"layer {name} has rank {config.rank}: low rank is found on the CPU alone; leave "
+                "out the device, or compress with rank 0"
+            )
+        if calibrated and config.calibration == "hessian":
+            raise ValueError(
+                f"layer {name} is calibrated with full second moments: error feedback runs on the "
+                "CPU alone; leave out the device, or use calibration='diagonal' (--calibration "
+                "diagonal)"
+            )
+
+
+def to_device(weight: Tensor, device: torch.device) -> Tensor:
+    """Return a weight on a device, or raise :class:`DeviceMemoryError` with the remedy."""
+    try:
+        return weight.to(device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceMemoryError(f"{error}; {_REMEDY}") from error
+
+
+def compress(
+    weight: Tensor,
+    options: _core.CompressionOptions,
+    input_second_moment: Array | None,
+    output_second_moment: Array | None,
+) -> tuple[_core.PackedMatrix, list[float]]:
+    """Compress a weight (m, n) on its GPU, and wait for it.
+
+    Returns
+    -------
+    The packed matrix and its objectives, as :class:`CompressedMatrix` keeps them.
+
+    Raises
+    ------
+    NonFiniteError, ValueError, TypeError
+        As :func:`llava_fa.compress_matrix`; also for a low rank and for error feedback.
+    DeviceMemoryError
+        The GPU's memory is too full.
+    DeviceError
+        The GPU cannot be used or reports an error, or its work is captured into a graph.
+    """
+    if weight.dtype not in _DTYPES:
+        raise TypeError(f"weight has dtype {dtype_name(weight.dtype)}, expected a real float")
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (m, n)")
+    rows, cols = weight.shape
+    device = weight.device
+    compressor = _core.DeviceCompressor(rows, cols, options, device.index)
+    if torch.cuda.is_current_stream_capturing():
+        raise DeviceError("compression waits for the GPU, so it cannot be captured into a graph")
+    plain = weight.detach().resolve_neg()
+    if plain.dtype == torch.float64:
+        plain = plain.float()
+    if plain.stride(1) != 1 or plain.stride(0) < cols:
+        plain = plain.contiguous()
+    needed = compressor.workspace_bytes
+    needs = f"compressing ({rows}, {cols}) takes {needed / 2**20:.0f} MiB beside the weight"
+    workspace = room((needed,), torch.uint8, device, f"{needs}: {_REMEDY}")
+    with torch.cuda.device(device):
+        return compressor.compress(
+            weight=plain.data_ptr(),
+            weight_type=dtype_name(plain.dtype),
+            row_stride=max(plain.stride(0), cols),  # of a single row it says nothing
+            workspace=workspace.data_ptr(),
+            stream=torch.cuda.current_stream(device).cuda_stream,
+            input_second_moment=_on_cpu(input_second_moment),
+            output_second_moment=_on_cpu(output_second_moment),
+        )
+
+
+def relative_error(matrix: CompressedMatrix, weight: Tensor) -> float:
+    """Return :meth:`CompressedMatrix.relative_error` of a weight on a GPU, computed there."""
+    if tuple(weight.shape) != matrix.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {matrix.shape}")
+    codes = to_device(matrix.state_dict()["codes"], weight.device)
+    decoded = dense(prepare(codes, lambda: matrix)).T
+    energy = error = 0.0
+    for first in range(0, matrix.shape[0], _ERROR_ROWS):
+        rows = slice(first, first + _ERROR_ROWS)
+        original = weight.detach()[rows].double()
+        energy += original.square().sum().item()
+        error += (original - decoded[rows]).square().sum().item()
+    return error / energy if energy > 0 else error
+
+
+def _on_cpu(moment: Array | None) -> Any:
+    return exportable_or_none(moment.cpu() if is_on_gpu(moment) else moment)
