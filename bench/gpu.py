@@ -26,7 +26,7 @@ DEFINES = {
     "LLAVA_FA_CPU_VARIANTS": "baseline;x86-64-v3",
 }
 # Seconds that each step may take; together less than 9 minutes.
-LIMITS = {"build": 240, "tests": 120, "speed": 160}
+LIMITS = {"build": 220, "tests": 130, "gpu_speed": 120, "gpu_compression": 60}
 
 
 def run(step: str, command: list[str]) -> tuple[int, str, float]:
@@ -88,27 +88,37 @@ def summary(output: str) -> str:
     return lines[-1].strip("= ") if lines else "did not finish"
 
 
+def measure(bench: str, *, quick: bool) -> tuple[int, dict[str, Any], float]:
+    """Run one bench; status, what it published, seconds."""
+    path = ROOT / "build" / f"{bench}.json"
+    options = ["--json", str(path), *["--quick"] * quick]
+    status, _, seconds = run(bench, [sys.executable, "-m", f"bench.{bench}", *options])
+    found = json.loads(path.read_text()) if status == 0 else {}
+    found.pop("command", None)
+    return status, found, seconds
+
+
 def main() -> int:
     """Build, test, measure and publish; the status is that of the first step that failed."""
     arguments = support.parser(__doc__, "gpu").parse_args()
     driver = answer(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
     commit = answer(["git", "describe", "--always", "--dirty"])
     steps: list[dict[str, Any]] = []
-    speed: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     status, _, seconds = build()
     steps.append({"step": "build", "status": status, "seconds": seconds})
     if status == 0:
         status, output, seconds = tests()
         steps.append({"step": summary(output), "status": status, "seconds": seconds})
-    if status == 0:
-        path = ROOT / "build" / "gpu_speed.json"
-        options = ["--json", str(path), *["--quick"] * arguments.quick]
-        status, _, seconds = run("speed", [sys.executable, "-m", "bench.gpu_speed", *options])
-        steps.append({"step": "speed", "status": status, "seconds": seconds})
-        speed = json.loads(path.read_text()) if status == 0 else {}
-    figures = {key: value for key, value in speed.items() if key not in ("tables", "command")}
+    for bench in ("gpu_speed", "gpu_compression"):
+        if status == 0:
+            status, found, seconds = measure(bench, quick=arguments.quick)
+            steps.append({"step": bench, "status": status, "seconds": seconds})
+            tables |= {f"{bench}: {name}": rows for name, rows in found.pop("tables", {}).items()}
+            figures |= found
     figures |= {"device_and_driver": driver, "commit": commit}
-    support.publish("gpu", arguments.json, {"Steps": steps, **speed.get("tables", {})}, figures)
+    support.publish("gpu", arguments.json, {"Steps": steps, **tables}, figures)
     return status
 
 

@@ -258,19 +258,7 @@ def compress_matrix(
     True
     """
     config = CompressionConfig(bits=3) if config is None else config
-    options = _core.CompressionOptions(
-        codec=config.codec,
-        code_bits=config.code_bits,
-        rank=config.rank,
-        factor_bits=config.factor_bits,
-        odc=config.odc,
-        signs=config.signs,
-        max_alternations=config.max_alternations,
-        seed=config.seed,
-        state_bits=config.state_bits,
-        unbiased=config.row_scale == "unbiased",
-        feedback=config.calibration == "hessian",
-    )
+    options = core_options(config)
     if is_on_gpu(weight):
         from .device_compression import compress
 
@@ -283,6 +271,23 @@ def compress_matrix(
             output_second_moment=exportable_or_none(output_second_moment),
         )
     return CompressedMatrix(packed, as_torch=is_torch(weight), objective=tuple(objective))
+
+
+def core_options(config: CompressionConfig) -> _core.CompressionOptions:
+    """Return the options of one matrix as the core takes them."""
+    return _core.CompressionOptions(
+        codec=config.codec,
+        code_bits=config.code_bits,
+        rank=config.rank,
+        factor_bits=config.factor_bits,
+        odc=config.odc,
+        signs=config.signs,
+        max_alternations=config.max_alternations,
+        seed=config.seed,
+        state_bits=config.state_bits,
+        unbiased=config.row_scale == "unbiased",
+        feedback=config.calibration == "hessian",
+    )
 
 
 def _stored_array(name: str, array: Array) -> npt.NDArray[Any]:
