@@ -16,6 +16,12 @@ Precision precision_of(bool half) { return half ? Precision::half : Precision::s
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
+Index workspace_bytes(const cuda::Compressor& compressor,
+                      std::optional<AnyArray> input_second_moment) {
+  const MomentArguments moments(std::move(input_second_moment), std::nullopt);
+  return compressor.workspace_bytes(moments.view());
+}
+
 nb::tuple compress_on_device(const cuda::Compressor& compressor, Address weight,
                              const std::string& weight_type, Index row_stride, Address workspace,
                              Address stream, std::optional<AnyArray> input_second_moment,
@@ -71,7 +77,7 @@ void bind_cuda(nb::module_& m) {
       .def(nb::init<Index, Index, const CompressionOptions&, int>(), nb::arg("rows"),
            nb::arg("cols"), nb::arg("options"), nb::arg("device"),
            nb::call_guard<nb::gil_scoped_release>())
-      .def_prop_ro("workspace_bytes", &cuda::Compressor::workspace_bytes)
+      .def("workspace_bytes", &workspace_bytes, nb::arg("input_second_moment") = nb::none())
       .def("compress", &compress_on_device, nb::kw_only(), nb::arg("weight"),
            nb::arg("weight_type"), nb::arg("row_stride"), nb::arg("workspace"), nb::arg("stream"),
            nb::arg("input_second_moment") = nb::none(),

@@ -34,8 +34,7 @@ ColumnCoding column_coding(Index rows, const CodeBook& book, const ErrorWeight& 
   coding.column_weight = weight.column.empty() ? nullptr : weight.column.data();
   coding.write_back = write_back;
   coding.refit = weight.refit;
-  const bool fed_back = weight.filter != nullptr && book.codec != Codec::uniform;
-  if (fed_back) coding.gain = static_cast<float>(1.0 / (1.0 - distortion(rows, book)));
+  if (weight.filter != nullptr) coding.gain = feedback_gain(rows, book);
   if (book.codec == Codec::trellis) {
     coding.trellis =
         &trellis(book.code_bits, effective_state_bits(rows, book.code_bits, book.state_bits));
@@ -46,6 +45,11 @@ ColumnCoding column_coding(Index rows, const CodeBook& book, const ErrorWeight& 
 }
 
 }  // namespace
+
+float feedback_gain(Index rows, const CodeBook& book) {
+  if (book.codec == Codec::uniform) return 1.0f;
+  return static_cast<float>(1.0 / (1.0 - distortion(rows, book)));
+}
 
 EncodedEntries encode_entries(ComplexMatrix& values, const CodeBook& book,
                               const ErrorWeight& weight, bool write_back) {

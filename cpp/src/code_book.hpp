@@ -39,6 +39,9 @@ struct EncodedEntries {
 EncodedEntries encode_entries(ComplexMatrix& values, const CodeBook& book,
                               const ErrorWeight& weight, bool write_back);
 
+// How much larger codes under feedback decode: 1 / (1 - D), for a matrix of so many rows.
+float feedback_gain(Index rows, const CodeBook& book);
+
 // Decodes rows [first_row, first_row + row_count) of a matrix of `rows` rows.
 void decode_entries(const std::uint8_t* packed, const std::uint16_t* row_scale, Index rows,
                     Index cols, const CodeBook& book, Index first_row, Index row_count, float* real,

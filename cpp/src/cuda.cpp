@@ -114,7 +114,9 @@ Compressor::Compressor(Index rows, Index cols, const CompressionOptions& options
   compressor_ = devices.compressor(rows, cols, options, device);
 }
 
-Index Compressor::workspace_bytes() const { return compressor_->workspace_bytes(); }
+Index Compressor::workspace_bytes(const SecondMoments& moments) const {
+  return compressor_->workspace_bytes(codes_with_feedback(options_, moments));
+}
 
 CompressionResult Compressor::compress(const Weight& weight, const SecondMoments& moments,
                                        void* workspace, void* stream) const {
@@ -122,10 +124,8 @@ CompressionResult Compressor::compress(const Weight& weight, const SecondMoments
                    ", expected at least its width ", cols_);
   require_pointer(weight.data, item_bytes(weight.type), "weight");
   require_pointer(workspace, kAlignment, "workspace");
-  require_argument(!codes_with_feedback(options_, moments),
-                   "the full input_second_moment is given: error feedback runs on the CPU alone, "
-                   "move the weight there, or code without feedback");
-  const std::unique_ptr<WeightStages> stages = compressor_->stages(weight, workspace, stream);
+  const std::unique_ptr<WeightStages> stages =
+      compressor_->stages(codes_with_feedback(options_, moments), weight, workspace, stream);
   return compress_weight(*stages, rows_, cols_, options_, moments);
 }
 

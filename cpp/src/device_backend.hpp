@@ -26,10 +26,10 @@ class DeviceProduct {
 class DeviceCompressor {
  public:
   virtual ~DeviceCompressor() = default;
-  virtual Index workspace_bytes() const = 0;
+  virtual Index workspace_bytes(bool fed_back) const = 0;
   // Until they are gone, the device is the thread's current one.
-  virtual std::unique_ptr<WeightStages> stages(const cuda::Weight& weight, void* workspace,
-                                               void* stream) const = 0;
+  virtual std::unique_ptr<WeightStages> stages(bool fed_back, const cuda::Weight& weight,
+                                               void* workspace, void* stream) const = 0;
 };
 
 class DeviceBackend {

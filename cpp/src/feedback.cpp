@@ -61,9 +61,7 @@ FeedbackFilter empty_filter(Index n) {
   FeedbackFilter filter;
   filter.size = n;
   filter.diagonal.assign(static_cast<std::size_t>(n), 1.0f);
-  const Index last = filter.block_count() - 1;
-  filter.blocks =
-      FloatBuffer(FeedbackFilter::block_offset(last) + 2 * n * filter.block_width(last));
+  filter.blocks = FloatBuffer(FeedbackFilter::floats(n));
   std::fill_n(filter.blocks.data(), filter.blocks.count(), 0.0f);
   return filter;
 }

@@ -114,7 +114,7 @@ def compress_checkpoint(
         :func:`plan_checkpoint` or a file that ``llava-fa plan`` saved.
     device
         ``"cpu"``, or an NVIDIA GPU (``"cuda"``, ``"cuda:1"``) that finds the codes of every matrix;
-        planning and calibration stay on the CPU. Without a low rank and without error feedback.
+        planning and calibration stay on the CPU. Without a low rank.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def compress_checkpoint(
     check_places(checkpoint.folder, folder)
     work = make_plan(checkpoint, config, choice.plan or rules)
     if place.type == "cuda":
-        check_runs_on_gpu(work.matrices.values(), calibrated=calibration.given)
+        check_runs_on_gpu(work.matrices.values())
     _warn(work.warnings)
     settings = {
         "config": config.to_dict(),

@@ -1,6 +1,6 @@
 """Compression on NVIDIA GPUs: from a weight there to a compressed matrix on the CPU.
 
-Codes without a low rank and without error feedback; the rest of the method runs on the CPU alone.
+Codes without a low rank, which is found on the CPU alone; so is the filter of error feedback.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def compression_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", chosen.index or 0)
 
 
-def check_runs_on_gpu(
-    configs: Iterable[tuple[str, CompressionConfig]], *, calibrated: bool
-) -> None:
+def check_runs_on_gpu(configs: Iterable[tuple[str, CompressionConfig]]) -> None:
     """Refuse settings of layers that only the CPU compresses with.
 
     Raises
@@ -63,12 +61,6 @@ def check_runs_on_gpu(
             raise ValueError(
                 f"layer {name} has rank {config.rank}: low rank is found on the CPU alone; leave "
                 "out the device, or compress with rank 0"
-            )
-        if calibrated and config.calibration == "hessian":
-            raise ValueError(
-                f"layer {name} is calibrated with full second moments: error feedback runs on the "
-                "CPU alone; leave out the device, or use calibration='diagonal' (--calibration "
-                "diagonal)"
             )
 
 
@@ -95,7 +87,7 @@ def compress(
     Raises
     ------
     NonFiniteError, ValueError, TypeError
-        As :func:`llava_fa.compress_matrix`; also for a low rank and for error feedback.
+        As :func:`llava_fa.compress_matrix`; also for a low rank.
     DeviceMemoryError
         The GPU's memory is too full.
     DeviceError
@@ -115,7 +107,8 @@ def compress(
         plain = plain.float()
     if plain.stride(1) != 1 or plain.stride(0) < cols:
         plain = plain.contiguous()
-    needed = compressor.workspace_bytes
+    moment = _on_cpu(input_second_moment)
+    needed = compressor.workspace_bytes(moment)
     needs = f"compressing ({rows}, {cols}) takes {needed / 2**20:.0f} MiB beside the weight"
     workspace = room((needed,), torch.uint8, device, f"{needs}: {_REMEDY}")
     with torch.cuda.device(device):
@@ -125,7 +118,7 @@ def compress(
             row_stride=max(plain.stride(0), cols),  # of a single row it says nothing
             workspace=workspace.data_ptr(),
             stream=torch.cuda.current_stream(device).cuda_stream,
-            input_second_moment=_on_cpu(input_second_moment),
+            input_second_moment=moment,
             output_second_moment=_on_cpu(output_second_moment),
         )
 

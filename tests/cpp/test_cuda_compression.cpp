@@ -35,12 +35,13 @@ CompressionResult compressed(const cuda::Weight& weight, Index rows, Index cols,
                              const CompressionOptions& options, const SecondMoments& moments = {},
                              Order order = Order::ascending, Index shared_limit = kLeastShared) {
   const cuda::CompressionPlan plan(rows, cols, options, shared_limit);
-  const Index bytes = plan.layout().bytes;
+  const bool fed_back = codes_with_feedback(options, moments);
+  const Index bytes = plan.layout(fed_back).bytes;
   REQUIRE(bytes % sizeof(std::max_align_t) == 0);
   std::vector<std::max_align_t> workspace(bytes / sizeof(std::max_align_t));
   std::memset(workspace.data(), static_cast<int>(host::kUnwritten), bytes);
   host::HostLauncher queue(order);
-  cuda::CompressionPipeline stages(plan, weight, workspace.data(), queue);
+  cuda::CompressionPipeline stages(plan, fed_back, weight, workspace.data(), queue);
   return compress_weight(stages, rows, cols, options, moments);
 }
 
@@ -82,6 +83,24 @@ bool same_tensors(const PackedMatrix& a, const PackedMatrix& b) {
 
 struct Shape {
   Index m, n;
+};
+
+// E[x xᵀ] of inputs whose channels go together.
+struct Moments {
+  explicit Moments(Index n) : diagonal(n), full(n * n) {
+    const Index rows = 2 * n;
+    reference::Dense x = reference::gaussian(rows, n, 100);
+    for (Index b = 0; b < rows; ++b) {
+      for (Index j = 1; j < n; ++j) x.values[b * n + j] += 0.8f * x.values[b * n + j - 1];
+    }
+    for (Index i = 0; i < n * n; ++i) {
+      for (Index b = 0; b < rows; ++b) full[i] += x.at(b, i / n) * x.at(b, i % n) / float(rows);
+    }
+    for (Index j = 0; j < n; ++j) diagonal[j] = full[j * n + j];
+  }
+  SecondMoments view() const { return {diagonal, full, {}}; }
+
+  std::vector<float> diagonal, full;
 };
 
 }  // namespace
@@ -168,11 +187,7 @@ TEST_CASE("CUDA: options and moments have the effect that they have on the CPU")
   for (Index i = 0; i < 90 * 120; ++i) w.values[i] *= std::exp(0.02f * float(i % 120));
   for (Index j = 0; j < 120; ++j) inputs[j] = std::exp(-0.03f * float(j));
   for (Index i = 0; i < 90; ++i) outputs[i] = 0.01f + float(i * i);
-  const reference::Dense x = reference::gaussian(240, 120, 96);
-  std::vector<float> full(120 * 120);
-  for (Index i = 0; i < 120 * 120; ++i) {
-    for (Index b = 0; b < 240; ++b) full[i] += x.at(b, i / 120) * x.at(b, i % 120) / 240;
-  }
+  const Moments correlated(120);
   SecondMoments moments;
   moments.input_diagonal = inputs;
   moments.output_diagonal = outputs;
@@ -185,7 +200,7 @@ TEST_CASE("CUDA: options and moments have the effect that they have on the CPU")
       options.joint.unbiased = !flag;
       options.feedback = false;
       moments.input_full =
-          odc == Odc::spectral ? std::span<const float>(full) : std::span<const float>();
+          odc == Odc::spectral ? std::span<const float>(correlated.full) : std::span<const float>();
       const CompressionResult expected = compress_matrix(w.view(), options, moments);
       const CompressionResult found = compressed(w, options, moments);
       CHECK(found.matrix.spec() == expected.matrix.spec());
@@ -196,6 +211,75 @@ TEST_CASE("CUDA: options and moments have the effect that they have on the CPU")
         CHECK(half_to_float(found.matrix.row_scale()[k]) ==
               doctest::Approx(half_to_float(expected.matrix.row_scale()[k])).epsilon(2e-3));
       }
+    }
+  }
+}
+
+TEST_CASE("CUDA: error feedback gives the CPU's codes, with every codec") {
+  // Columns in one block of the filter, in whole ones, and in a short last one.
+  for (const auto [m, n] : {Shape{9, 1}, Shape{40, 21}, Shape{61, 128}, Shape{131, 150}}) {
+    const reference::Dense w = reference::gaussian(m, n, 101);
+    const Moments moments(n);
+    for (const auto& [codec, code_bits] : {std::pair{Codec::uniform, 6},
+                                           {Codec::product, 5},
+                                           {Codec::ring, 2},
+                                           {Codec::ring, 8},
+                                           {Codec::trellis, 2},
+                                           {Codec::trellis, 5},
+                                           {Codec::trellis, 8}}) {
+      for (const bool unbiased : {false, true}) {
+        CAPTURE(m);
+        CAPTURE(n);
+        CAPTURE(codec_name(codec));
+        CAPTURE(code_bits);
+        CompressionOptions options = options_for(codec, code_bits);
+        options.joint.unbiased = unbiased;
+        const CompressionResult expected = compress_matrix(w.view(), options, moments.view());
+        const CompressionResult found = compressed(w, options, moments.view());
+        CHECK(found.matrix.spec() == expected.matrix.spec());
+        // A point that goes the other way is fed back, and so changes later ones of its row.
+        CHECK(found.objective[0] == doctest::Approx(expected.objective[0]).epsilon(0.02));
+        CHECK(relative_error(found.matrix, w) ==
+              doctest::Approx(relative_error(expected.matrix, w)).epsilon(0.02));
+        if (codec != Codec::trellis && n < 100) {
+          CHECK(share_of_other_codes(found.matrix, expected.matrix) <= 0.01);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("CUDA: feedback through several segments of the trellis, and of zero rows") {
+  reference::Dense w = reference::gaussian(1100, 70, 102);
+  const Moments moments(70);
+  const CompressionOptions options = options_for(Codec::trellis, 4, 8);
+  const CompressionResult expected = compress_matrix(w.view(), options, moments.view());
+  const CompressionResult found = compressed(w, options, moments.view());
+  CHECK(found.objective[0] == doctest::Approx(expected.objective[0]).epsilon(0.005));
+  // Half of what there is without feedback, or less.
+  SecondMoments diagonal = moments.view();
+  diagonal.input_full = {};
+  CHECK(found.objective[0] <= 0.5 * compressed(w, options, diagonal).objective[0]);
+  std::fill(w.values.begin(), w.values.end(), 0.0f);
+  for (const Codec codec : {Codec::ring, Codec::trellis}) {
+    const CompressionResult zero = compressed(w, options_for(codec, 4, 8), moments.view());
+    CHECK(zero.objective[0] == 0.0);
+    CHECK(std::ranges::all_of(zero.matrix.row_scale(), [](auto scale) { return scale == 0; }));
+  }
+}
+
+TEST_CASE("CUDA: no bit found under feedback depends on the order of threads or on buffers") {
+  const reference::Dense w = reference::gaussian(90, 100, 103);
+  const Moments moments(100);
+  for (const Codec codec : {Codec::ring, Codec::trellis}) {
+    const CompressionOptions options = options_for(codec, 4);
+    const PackedMatrix expected = compressed(w, options, moments.view()).matrix;
+    for (const Order order : {Order::descending, Order::scattered}) {
+      CHECK(same_tensors(compressed(w, options, moments.view(), order).matrix, expected));
+    }
+    for (const Index limit : {Index{0}, kMostShared}) {
+      CHECK(same_tensors(compressed(w, options, moments.view(), Order::ascending, limit).matrix,
+                         expected));
     }
   }
 }
@@ -275,13 +359,15 @@ TEST_CASE("CUDA: what only the CPU compresses, and options out of range, are ref
 }
 
 TEST_CASE("CUDA: compression needs about as much memory as documented") {
-  const auto bytes = [](Codec codec, int code_bits, int state_bits) {
+  const auto bytes = [](Codec codec, int code_bits, int state_bits, bool fed_back) {
     const CompressionOptions options = options_for(codec, code_bits, state_bits);
-    return cuda::CompressionPlan(4096, 4096, options, kMostShared).layout().bytes;
+    return cuda::CompressionPlan(4096, 4096, options, kMostShared).layout(fed_back).bytes;
   };
-  constexpr Index kPerWeight = Index{4096} * 4096 * 6, kSearches = Index{256} << 20;
-  CHECK(bytes(Codec::ring, 10, 0) <= kPerWeight);
+  constexpr Index kWeights = Index{4096} * 4096, kSearches = Index{256} << 20;
+  CHECK(bytes(Codec::ring, 10, 0, false) <= 6 * kWeights);
+  CHECK(bytes(Codec::ring, 10, 0, true) <= 15 * kWeights);
   for (const auto& [code_bits, state_bits] : {std::pair{1, 16}, {2, 12}, {4, 12}, {8, 16}}) {
-    CHECK(bytes(Codec::trellis, code_bits, state_bits) <= kPerWeight + kSearches);
+    CHECK(bytes(Codec::trellis, code_bits, state_bits, false) <= 6 * kWeights + kSearches);
+    CHECK(bytes(Codec::trellis, code_bits, state_bits, true) <= 15 * kWeights + kSearches);
   }
 }

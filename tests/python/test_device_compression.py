@@ -39,10 +39,13 @@ class Compressor:
     """Stands for the core's, whose device is the CPU: reads the weight where it is told to."""
 
     calls: list[dict[str, Any]]
-    workspace_bytes = 64
+    needed = 64
 
     def __init__(self, rows: int, cols: int, options: Any, device: int | None) -> None:
         self.rows, self.cols, self.options = rows, cols, options
+
+    def workspace_bytes(self, input_second_moment: Any) -> int:
+        return self.needed
 
     def compress(self, **arguments: Any) -> Any:
         self.calls.append(arguments)
@@ -155,7 +158,7 @@ class TestRefusals:
             raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
 
         given = weight(4, 4)
-        monkeypatch.setattr(Compressor, "workspace_bytes", 5 << 20)
+        monkeypatch.setattr(Compressor, "needed", 5 << 20)
         monkeypatch.setattr(torch, "empty", full)
         expected = r"2 GiB; compressing \(4, 4\) takes 5 MiB beside the weight: free memory"
         with pytest.raises(DeviceMemoryError, match=expected):
@@ -252,15 +255,21 @@ class TestCheckpoints:
             compress(llava_folder, tmp_path / "out", CompressionConfig(rank=2), device="cuda")
         assert not (tmp_path / "out").exists()
 
-    def test_error_feedback_is_refused(self, llama_folder: Path, tmp_path: Path) -> None:
-        expected = r"layer .* full second moments: error feedback runs on the CPU alone"
-        with pytest.raises(ValueError, match=expected):
-            compress(llama_folder, tmp_path / "out", calibration_data=DATA, device="cuda")
-        config = CompressionConfig(calibration="diagonal")
+    @pytest.mark.parametrize(("calibration", "kind"), [("hessian", "full"), ("diagonal",) * 2])
+    def test_second_moments_are_handed_on(
+        self,
+        llama_folder: Path,
+        tmp_path: Path,
+        calls: list[dict[str, Any]],
+        calibration: str,
+        kind: str,
+    ) -> None:
+        config = CompressionConfig(calibration=calibration)
         report = compress(
             llama_folder, tmp_path / "out", config, calibration_data=DATA, device="cuda"
         )
-        assert {row.second_moment for row in report.rows if row.spec} == {"diagonal"}
+        assert {row.second_moment for row in report.rows if row.spec} == {kind}
+        assert {call["input_second_moment"].ndim for call in calls} == {1 + (kind == "full")}
 
 
 @without_gpu

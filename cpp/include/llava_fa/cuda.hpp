@@ -103,16 +103,17 @@ class Compressor {
 
   int device() const { return device_; }
 
-  // About 6 bytes per weight, and for the trellis up to 256 MiB more.
-  Index workspace_bytes() const;
+  // About 6 bytes per weight, and for the trellis up to 256 MiB more. If the moments ask for error
+  // feedback, 10 per weight and 4 n^2 for the filter.
+  Index workspace_bytes(const SecondMoments& moments = {}) const;
 
   // Runs on a stream of the device, a cudaStream_t or null for the default one, and waits for it.
-  // `workspace` is aligned to kAlignment. Moments are in the host's memory. Deterministic: equal
+  // `workspace` is aligned to kAlignment. Moments are in the host's memory, and the filter of error
+  // feedback is factored on the CPU. Deterministic: equal
   // input gives equal bits on equal GPUs; against the CPU's, some codes of entries halfway between
   // points differ.
-  // Throws as compress_matrix(); Error(invalid_argument) for null or misaligned pointers, a
-  // row_stride below n and if moments ask for error feedback, which runs on the CPU alone;
-  // Error(device) if the GPU reports an error.
+  // Throws as compress_matrix(); Error(invalid_argument) for null or misaligned pointers and a
+  // row_stride below n; Error(device) if the GPU reports an error.
   CompressionResult compress(const Weight& weight, const SecondMoments& moments, void* workspace,
                              void* stream) const;
 

@@ -29,6 +29,11 @@ struct FeedbackFilter {
   Index block_width(Index b) const { return std::min(kBlock, size - b * kBlock); }
   // Floats before block b: every earlier one holds kBlock columns.
   static constexpr Index block_offset(Index b) { return b * (b + 1) * kBlock * kBlock; }
+  // Floats of all blocks.
+  static constexpr Index floats(Index size) {
+    const Index last = (size - 1) / kBlock;
+    return block_offset(last) + 2 * size * (size - last * kBlock);
+  }
   const float* block(Index b) const { return blocks.data() + block_offset(b); }
 };
 

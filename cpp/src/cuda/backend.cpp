@@ -171,11 +171,11 @@ class StreamQueue {
 // Stages with the device that they run on as the current one.
 class CudaStages final : public WeightStages {
  public:
-  CudaStages(const CompressionPlan& plan, const Weight& weight, void* workspace, void* stream,
-             int device)
+  CudaStages(const CompressionPlan& plan, bool fed_back, const Weight& weight, void* workspace,
+             void* stream, int device)
       : current_(device),
         queue_(plan.shared_limit(), stream),
-        pipeline_(plan, weight, workspace, queue_) {}
+        pipeline_(plan, fed_back, weight, workspace, queue_) {}
 
   ChannelEnergies energies(std::span<const float> output_multiplier,
                            std::span<const float> input_multiplier) override {
@@ -199,11 +199,11 @@ class CudaCompressor final : public DeviceCompressor {
   CudaCompressor(Index rows, Index cols, const CompressionOptions& options, int device)
       : device_(device), plan_(rows, cols, options, shared_limit(device)) {}
 
-  Index workspace_bytes() const override { return plan_.layout().bytes; }
+  Index workspace_bytes(bool fed_back) const override { return plan_.layout(fed_back).bytes; }
 
-  std::unique_ptr<WeightStages> stages(const Weight& weight, void* workspace,
+  std::unique_ptr<WeightStages> stages(bool fed_back, const Weight& weight, void* workspace,
                                        void* stream) const override {
-    return std::make_unique<CudaStages>(plan_, weight, workspace, stream, device_);
+    return std::make_unique<CudaStages>(plan_, fed_back, weight, workspace, stream, device_);
   }
 
  private:

@@ -20,25 +20,26 @@ namespace llava_fa::cuda {
 template <class Queue>
 class CompressionPipeline final : public WeightStages {
  public:
-  // The weight is (plan.rows(), plan.cols()).
-  CompressionPipeline(const CompressionPlan& plan, const Weight& weight, void* workspace,
-                      Queue& queue)
+  // The weight is (plan.rows(), plan.cols()); the workspace has room for plan.layout(fed_back).
+  CompressionPipeline(const CompressionPlan& plan, bool fed_back, const Weight& weight,
+                      void* workspace, Queue& queue)
       : plan_(plan),
+        layout_(plan.layout(fed_back)),
         weight_(weight),
         workspace_(static_cast<std::byte*>(workspace)),
         queue_(queue) {
-    queue_.upload(work<std::byte>(plan.layout().constants), plan.constants());
+    queue_.upload(work<std::byte>(layout_.constants), plan.constants());
   }
 
   ChannelEnergies energies(std::span<const float> output_multiplier,
                            std::span<const float> input_multiplier) override {
     const ScaledWeight weight = scaled(output_multiplier, input_multiplier);
-    const RowEnergies rows = {weight, work<double>(plan_.layout().row_energies)};
-    const ColumnEnergies cols = {weight, work<double>(plan_.layout().col_energies)};
+    const RowEnergies rows = {weight, work<double>(layout_.row_energies)};
+    const ColumnEnergies cols = {weight, work<double>(layout_.col_energies)};
     queue_.launch(rows, plan_.rows(), 1, rows.shared_bytes());
     queue_.launch(cols, cols.blocks(), 1, cols.shared_bytes());
-    ChannelEnergies energies{downloaded<double>(plan_.layout().row_energies, plan_.rows()),
-                             downloaded<double>(plan_.layout().col_energies, plan_.cols())};
+    ChannelEnergies energies{downloaded<double>(layout_.row_energies, plan_.rows()),
+                             downloaded<double>(layout_.col_energies, plan_.cols())};
     if (const std::optional<Index> row = non_finite_row(energies)) report_row(*row);
     return energies;
   }
@@ -47,6 +48,10 @@ class CompressionPipeline final : public WeightStages {
                       std::span<const float> input_multiplier, const JointOptions& options,
                       const JointWeight& weight) override {
     transform_weight(scaled(output_multiplier, input_multiplier));
+    if (weight.filter != nullptr) {
+      feed_back(*weight.filter);
+      return finished_under_feedback(options);
+    }
     choose_points();
     return finished(options, weight);
   }
@@ -56,7 +61,7 @@ class CompressionPipeline final : public WeightStages {
   T* work(Index place) const {
     return reinterpret_cast<T*>(workspace_ + place);
   }
-  const std::byte* constants() const { return work<std::byte>(plan_.layout().constants); }
+  const std::byte* constants() const { return work<std::byte>(layout_.constants); }
   template <typename T>
   const T* constant(Index place) const {
     return constants_at<T>(constants(), place);
@@ -83,8 +88,8 @@ class CompressionPipeline final : public WeightStages {
             plan_.rows(),
             plan_.cols(),
             weight_.row_stride,
-            uploaded(output_multiplier, plan_.layout().row_multiplier, plan_.rows()),
-            uploaded(input_multiplier, plan_.layout().col_multiplier, plan_.cols())};
+            uploaded(output_multiplier, layout_.row_multiplier, plan_.rows()),
+            uploaded(input_multiplier, layout_.col_multiplier, plan_.cols())};
   }
 
   [[noreturn]] void report_row(Index row) {
@@ -103,14 +108,14 @@ class CompressionPipeline final : public WeightStages {
   template <class Kernel>
   void launch_transform(Kernel kernel, Index elements, Index sequences) {
     const Index shared = shared_bytes_of_transform(elements, plan_.shared_limit());
-    kernel.buffers = {shared > 0 ? nullptr : work<Complex>(plan_.layout().transforms), elements};
+    kernel.buffers = {shared > 0 ? nullptr : work<Complex>(layout_.transforms), elements};
     queue_.launch(kernel, shared > 0 ? sequences : std::min(sequences, kTransformBlocks), 1,
                   shared);
   }
 
-  Complex* spectrum() const { return work<Complex>(plan_.layout().spectrum); }
-  float* sizes() const { return work<float>(plan_.layout().sizes); }
-  std::uint16_t* points() const { return work<std::uint16_t>(plan_.layout().points); }
+  Complex* spectrum() const { return work<Complex>(layout_.spectrum); }
+  float* sizes() const { return work<float>(layout_.sizes); }
+  std::uint16_t* points() const { return work<std::uint16_t>(layout_.points); }
 
   void transform_weight(const ScaledWeight& weight) {
     const Index rows = plan_.half_rows(), cols = plan_.cols();
@@ -123,64 +128,141 @@ class CompressionPipeline final : public WeightStages {
     launch_transform(lines, plan_.row_transform().buffer_elements(), rows);
   }
 
-  // As the CPU's encoders have it.
-  RowSize row_size() const {
-    if (plan_.codec() == Codec::trellis) return RowSize::rounded_root_mean_square;
-    return plan_.codec() == Codec::uniform ? RowSize::largest : RowSize::root_mean_square;
+  void find_sizes(float gain) {
+    const RowSize kind =
+        plan_.codec() == Codec::uniform ? RowSize::largest : RowSize::root_mean_square;
+    const RowSizes kernel = {spectrum(), plan_.cols(), kind, gain, sizes()};
+    queue_.launch(kernel, plan_.half_rows(), 1, kernel.shared_bytes());
   }
 
+  // Sizes rounded or not, as the CPU's encoders have them.
   void choose_points() {
-    const RowSizes kernel = {spectrum(), plan_.cols(), row_size(), sizes()};
-    queue_.launch(kernel, plan_.half_rows(), 1, kernel.shared_bytes());
+    find_sizes(plan_.codec() == Codec::trellis ? 1.0f : 0.0f);
     if (plan_.codec() != Codec::trellis) {
       find_nearest();
-    } else if (plan_.searches_in_shared()) {
+    } else if (plan_.searches_in_shared(/*fed_back=*/false)) {
       search<true>();
     } else {
       search<false>();
     }
   }
 
+  NearestPoint nearest() const {
+    return {constant<Ring>(plan_.places().rings), plan_.ring_count(),
+            constant<std::uint16_t>(plan_.places().point_code)};
+  }
+
   void find_nearest() {
-    const NearestPoints kernel = {spectrum(),
-                                  plan_.cols(),
-                                  sizes(),
-                                  constant<Ring>(plan_.places().rings),
-                                  plan_.ring_count(),
-                                  constant<std::uint16_t>(plan_.places().point_code),
-                                  points()};
+    const NearestPoints kernel = {nearest(), spectrum(), plan_.cols(), sizes(), points()};
     queue_.launch(kernel, plan_.half_rows(), 1, 0);
   }
 
   template <bool in_shared>
+  PathSearch<in_shared> path() const {
+    const SearchMemory memory = {work<std::uint8_t>(layout_.ways),
+                                 PathSearch<in_shared>::most_steps(plan_.half_rows()),
+                                 work<float>(layout_.costs)};
+    return {plan_.search_order(), constant<Complex>(plan_.places().search_table), memory};
+  }
+
+  template <bool in_shared>
   void search() {
-    using Kernel = TrellisSearch<in_shared>;
-    const Kernel kernel = {
-        plan_.search_order(),
-        constant<Complex>(plan_.places().search_table),
-        spectrum(),
-        plan_.half_rows(),
-        plan_.cols(),
-        sizes(),
-        {work<std::uint8_t>(plan_.layout().ways), Kernel::most_steps(plan_.half_rows()),
-         work<float>(plan_.layout().costs)},
-        points()};
-    queue_.launch(kernel, plan_.search_blocks(), 1, Kernel::shared_bytes(plan_.search_order()));
+    const TrellisSearch<in_shared> kernel = {path<in_shared>(), spectrum(), plan_.half_rows(),
+                                             plan_.cols(),      sizes(),    points()};
+    queue_.launch(kernel, plan_.search_blocks(/*fed_back=*/false), 1,
+                  kernel.path.shared_bytes(plan_.search_order()));
+  }
+
+  void feed_back(const FeedbackFilter& filter) {
+    queue_.upload(
+        work<std::byte>(layout_.filter),
+        std::as_bytes(std::span(filter.blocks.data(), FeedbackFilter::floats(filter.size))));
+    queue_.upload(work<std::byte>(layout_.diagonal), std::as_bytes(std::span(filter.diagonal)));
+    gain_ = feedback_gain(plan_.half_rows(), plan_.code_book());
+    find_sizes(gain_);
+    for (Index b = 0; b < filter.block_count(); ++b) {
+      const FilterBlock block = {work<float>(layout_.filter) + FeedbackFilter::block_offset(b),
+                                 work<float>(layout_.diagonal), b * FeedbackFilter::kBlock,
+                                 static_cast<int>(filter.block_width(b))};
+      find_targets(block);
+      if (plan_.codec() != Codec::trellis) {
+        encode_block(NearestChooser{nearest()}, block);
+      } else if (plan_.searches_in_shared(/*fed_back=*/true)) {
+        encode_block(PathChooser<true>{path<true>()}, block);
+      } else {
+        encode_block(PathChooser<false>{path<false>()}, block);
+      }
+    }
+  }
+
+  void find_targets(const FilterBlock& block) {
+    const FeedbackTargets kernel = {
+        spectrum(), work<Complex>(layout_.errors), plan_.half_rows(), plan_.cols(),
+        block,      work<Complex>(layout_.targets)};
+    queue_.launch(kernel, kernel.tiles(), 2, kernel.shared_bytes());
+  }
+
+  template <class Chooser>
+  void encode_block(const Chooser& chooser, const FilterBlock& block) {
+    const EncodeBlock<Chooser> kernel = {chooser,
+                                         constant<Complex>(plan_.places().table),
+                                         spectrum(),
+                                         plan_.half_rows(),
+                                         plan_.cols(),
+                                         sizes(),
+                                         gain_,
+                                         block,
+                                         work<Complex>(layout_.targets),
+                                         work<Complex>(layout_.errors),
+                                         points(),
+                                         work<FedBackSum>(layout_.fed_back_sums)};
+    queue_.launch(kernel, Chooser::blocks(plan_.half_rows()), 1,
+                  kernel.shared_bytes(chooser.shared_bytes()));
+  }
+
+  JointSolution packed_solution() {
+    pack();
+    JointSolution solution;
+    solution.codes = {plan_.half_rows(),
+                      plan_.cols(),
+                      plan_.code_bits(),
+                      downloaded<std::uint8_t>(layout_.packed, plan_.packed_bytes()),
+                      {}};
+    return solution;
+  }
+
+  static JointSolution judged(JointSolution&& solution, double error, double energy) {
+    require_finite_scales(solution.codes);
+    solution.objective.push_back(energy > 0 ? error / energy : 0.0);
+    return std::move(solution);
+  }
+
+  // The scale becomes rho times itself, and cost = energy - 2 rho cross + rho^2 power.
+  JointSolution finished_under_feedback(const JointOptions& options) {
+    JointSolution solution = packed_solution();
+    const auto sums = downloaded<FedBackSum>(layout_.fed_back_sums, plan_.half_rows());
+    const auto sizes = downloaded<float>(layout_.sizes, plan_.half_rows());
+    double error = 0, energy = 0;
+    for (std::size_t k = 0; k < sums.size(); ++k) {
+      const FedBackSum& sum = sums[k];
+      const double scale = RowSizes::decode_scale(sizes[k], gain_);
+      const bool refit = !options.unbiased;
+      const double best = !refit ? 1.0 : sum.power > 0 ? std::max(sum.cross / sum.power, 0.0) : 0.0;
+      const std::uint16_t stored = float_to_half(static_cast<float>(best * scale));
+      const double rho = scale > 0 ? half_to_float(stored) / scale : 0.0;
+      const double change = (rho - 1.0) * ((rho + 1.0) * sum.power - 2.0 * sum.cross);
+      error += scale > 0 ? std::max(sum.cost + change, 0.0) : sum.energy;
+      energy += sum.energy;
+      solution.codes.row_scale.push_back(stored);
+    }
+    return judged(std::move(solution), error, energy);
   }
 
   // Codes as they are stored, and the scales by least squares of what points make of the rows.
   JointSolution finished(const JointOptions& options, const JointWeight& weight) {
-    const Index rows = plan_.half_rows();
-    pack();
-    const std::vector<RowSum> sums = row_sums(weight);
-    JointSolution solution;
-    solution.codes = {rows,
-                      plan_.cols(),
-                      plan_.code_bits(),
-                      downloaded<std::uint8_t>(plan_.layout().packed, plan_.packed_bytes()),
-                      {}};
+    JointSolution solution = packed_solution();
     double error = 0, energy = 0;
-    for (const RowSum& sum : sums) {
+    for (const RowSum& sum : row_sums(weight)) {
       const double best = sum.power > 0 ? std::max(sum.cross / sum.power, 0.0) : 0.0;
       const std::uint16_t stored = float_to_half(static_cast<float>(best));
       const double scale = half_to_float(stored), carried = scale * sum.cross;
@@ -189,9 +271,7 @@ class CompressionPipeline final : public WeightStages {
       solution.codes.row_scale.push_back(
           options.unbiased ? unbiased_scale(stored, sum.energy, carried) : stored);
     }
-    require_finite_scales(solution.codes);
-    solution.objective.push_back(energy > 0 ? error / energy : 0.0);
-    return solution;
+    return judged(std::move(solution), error, energy);
   }
 
   void pack() {
@@ -202,7 +282,7 @@ class CompressionPipeline final : public WeightStages {
         plan_.cols(),
         plan_.code_bits(),
         is_trellis ? constant<std::uint8_t>(plan_.places().stored_code) : nullptr,
-        work<std::uint8_t>(plan_.layout().packed)};
+        work<std::uint8_t>(layout_.packed)};
     queue_.launch(kernel, plan_.half_rows(), 1, 0);
   }
 
@@ -211,19 +291,21 @@ class CompressionPipeline final : public WeightStages {
     if (!weight.column.empty()) {
       std::vector<float> squares(weight.column.begin(), weight.column.end());
       for (float& d : squares) d *= d;
-      column_weight = uploaded(squares, plan_.layout().column_weight, plan_.cols());
+      column_weight = uploaded(squares, layout_.column_weight, plan_.cols());
     }
     const RowSums kernel = {spectrum(),    points(),
                             plan_.cols(),  constant<Complex>(plan_.places().table),
-                            column_weight, work<RowSum>(plan_.layout().sums)};
+                            column_weight, work<RowSum>(layout_.sums)};
     queue_.launch(kernel, plan_.half_rows(), 1, kernel.shared_bytes());
-    return downloaded<RowSum>(plan_.layout().sums, plan_.half_rows());
+    return downloaded<RowSum>(layout_.sums, plan_.half_rows());
   }
 
   const CompressionPlan& plan_;
+  CompressionPlan::Layout layout_;
   Weight weight_;
   std::byte* workspace_;
   Queue& queue_;
+  float gain_ = 1.0f;  // of codes under feedback
 };
 
 }  // namespace llava_fa::cuda

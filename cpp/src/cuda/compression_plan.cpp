@@ -38,7 +38,6 @@ CompressionPlan::CompressionPlan(Index rows, Index cols, const CompressionOption
     add_constellation(builder_);
   }
   constants_ = builder_.take();
-  layout_ = planned();
 }
 
 void CompressionPlan::add_constellation(ConstantsBuilder& constants) {
@@ -59,17 +58,20 @@ void CompressionPlan::add_trellis(ConstantsBuilder& constants) {
   places_.stored_code = constants.add(stored);
 }
 
-bool CompressionPlan::searches_in_shared() const {
-  return TrellisSearch<true>::shared_bytes(search_order()) <= shared_limit_;
+bool CompressionPlan::searches_in_shared(bool fed_back) const {
+  const Index search = PathSearch<true>::shared_bytes(search_order());
+  const Index bytes = fed_back ? EncodeBlock<PathChooser<true>>::shared_bytes(search) : search;
+  return bytes <= shared_limit_;
 }
 
-Index CompressionPlan::search_blocks() const {
-  const Index searches = cols_ * segment_count(half_rows());
-  const Index bytes = TrellisSearch<true>::most_steps(half_rows()) * search_order().groups();
-  return std::min({searches, kMostSearches, std::max(Index{1}, kMostSearchBytes / bytes)});
+Index CompressionPlan::search_blocks(bool fed_back) const {
+  const Index segments = segment_count(half_rows());
+  if (fed_back) return segments;
+  const Index bytes = PathSearch<true>::most_steps(half_rows()) * search_order().groups();
+  return std::min({cols_ * segments, kMostSearches, std::max(Index{1}, kMostSearchBytes / bytes)});
 }
 
-CompressionPlan::Layout CompressionPlan::planned() const {
+CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
   const Index half = half_rows(), entries = half * cols_;
   Layout layout;
   Arena arena;
@@ -93,9 +95,16 @@ CompressionPlan::Layout CompressionPlan::planned() const {
   layout.sums = arena.take(half * static_cast<Index>(sizeof(RowSum)));
   layout.packed = arena.take(packed_bytes());
   if (codec_ == Codec::trellis) {
-    const Index groups = search_order().groups(), blocks = search_blocks();
-    layout.ways = arena.take(blocks * TrellisSearch<true>::most_steps(half) * groups);
-    if (!searches_in_shared()) layout.costs = arena.take(blocks * 2 * groups * 4);
+    const Index groups = search_order().groups(), blocks = search_blocks(fed_back);
+    layout.ways = arena.take(blocks * PathSearch<true>::most_steps(half) * groups);
+    if (!searches_in_shared(fed_back)) layout.costs = arena.take(blocks * 2 * groups * 4);
+  }
+  if (fed_back) {
+    layout.filter = arena.take(4 * FeedbackFilter::floats(cols_));
+    layout.diagonal = arena.take(4 * cols_);
+    layout.errors = arena.take(entries * 8);
+    layout.targets = arena.take(2 * kFilterBlock * half * 8);
+    layout.fed_back_sums = arena.take(half * static_cast<Index>(sizeof(FedBackSum)));
   }
   layout.bytes = arena.bytes();
   return layout;

@@ -7,11 +7,12 @@
 #include <span>
 #include <vector>
 
+#include "../code_book.hpp"
 #include "arena.hpp"
+#include "feedback.hpp"
 #include "fft_plan.hpp"
 #include "llava_fa/packed_matrix.hpp"
 #include "llava_fa/spectrum.hpp"
-#include "trellis_search.hpp"
 
 namespace llava_fa::cuda {
 
@@ -47,10 +48,12 @@ class CompressionPlan {
   const FftTables& row_transform() const { return rows_transform_; }
   Index shared_limit() const { return shared_limit_; }
 
-  // Of a trellis.
+  CodeBook code_book() const { return {codec_, code_bits_, state_bits_}; }
+
+  // Of a trellis; under feedback a column's searches wait for those of the column before.
   SearchOrder search_order() const { return {code_bits_, state_bits_}; }
-  Index search_blocks() const;
-  bool searches_in_shared() const;
+  Index search_blocks(bool fed_back) const;
+  bool searches_in_shared(bool fed_back) const;
 
   // Places of intermediate results in the workspace.
   struct Layout {
@@ -64,14 +67,18 @@ class CompressionPlan {
     Index sums = 0;        // (half rows) RowSum
     Index packed = 0;
     Index ways = 0, costs = 0;  // of searches
+    // Under feedback:
+    Index filter = 0, diagonal = 0;  // float, as FeedbackFilter has them
+    Index errors = 0;                // (half rows, cols) Complex
+    Index targets = 0;               // (2, kFilterBlock, half rows) Complex
+    Index fed_back_sums = 0;         // (half rows) FedBackSum
     Index bytes = 0;
   };
-  const Layout& layout() const { return layout_; }
+  Layout layout(bool fed_back) const;
 
  private:
   void add_constellation(ConstantsBuilder& constants);
   void add_trellis(ConstantsBuilder& constants);
-  Layout planned() const;
 
   Index rows_, cols_;
   Codec codec_;
@@ -84,7 +91,6 @@ class CompressionPlan {
   FftTables rows_transform_;
   Places places_;
   std::vector<std::byte> constants_;
-  Layout layout_;
 };
 
 }  // namespace llava_fa::cuda

@@ -17,8 +17,8 @@ namespace llava_fa::cuda {
 
 LLAVA_FA_SHARED float squared_size(Complex z) { return z.real * z.real + z.imag * z.imag; }
 
-// What the points of a row are relative to.
-enum class RowSize { root_mean_square, rounded_root_mean_square, largest };
+// What the points of a row are relative to: its root mean square or its largest magnitude.
+enum class RowSize { root_mean_square, largest };
 
 // sizes[k] = that of row k. Grid (rows).
 struct RowSizes {
@@ -28,6 +28,7 @@ struct RowSizes {
   const Complex* spectrum;  // (rows, cols)
   Index cols;
   RowSize kind;
+  float gain;    // so much larger, sizes are rounded to binary16; 0: not at all
   float* sizes;  // (rows)
 
   static constexpr Index shared_bytes() { return kThreads * 8; }
@@ -49,38 +50,25 @@ struct RowSizes {
       if (thread > 0) return;
       const double square = largest ? values[0] : values[0] / static_cast<double>(cols);
       const float size = static_cast<float>(std::sqrt(square));
-      sizes[row] = kind == RowSize::rounded_root_mean_square ? to_float(to_half(size)) : size;
+      sizes[row] = gain > 0.0f ? decode_scale(size, gain) / gain : size;
     });
+  }
+
+  // The row scale of a size, before any refit.
+  LLAVA_FA_SHARED static float decode_scale(float size, float gain) {
+    const float scale = gain * size;
+    return to_float(to_half(scale < kLargestHalf ? scale : kLargestHalf));
   }
 };
 
-// points[k, l] = the code of the point nearest to entry (k, l): for every ring the nearest phase,
-// and of those the nearest. Grid (rows).
-struct NearestPoints {
-  static constexpr int kThreads = 256;
-  static constexpr int kMinBlocks = 4;
-
-  const Complex* spectrum;  // (rows, cols)
-  Index cols;
-  const float* sizes;  // (rows)
+// The nearest point of a constellation: for every ring the nearest phase, and of those the nearest.
+struct NearestPoint {
   const Ring* rings;
   int ring_count;
   const std::uint16_t* point_code;
-  std::uint16_t* points;  // (rows, cols)
 
-  template <class Block>
-  LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index row = block.index(0);
-    const float inverse = sizes[row] > 0.0f ? 1.0f / sizes[row] : 0.0f;
-    block.phase([&](int thread) {
-      for (Index l = row * cols + thread; l < (row + 1) * cols; l += kThreads) {
-        points[l] = point_code[nearest(inverse * spectrum[l])];
-      }
-    });
-  }
-
- private:
-  LLAVA_FA_KERNEL int nearest(Complex z) const {
+  // Its code; z is relative to the row's size.
+  LLAVA_FA_SHARED std::uint16_t operator()(Complex z) const {
     const float magnitude = std::sqrt(squared_size(z)), turns = angle_in_turns(z.real, z.imag);
     float least = 3.4e38f;
     int chosen = 0;
@@ -97,7 +85,30 @@ struct NearestPoints {
       least = cost;
       chosen = ring->first_point + index;
     }
-    return chosen;
+    return point_code[chosen];
+  }
+};
+
+// points[k, l] = the code of the point nearest to entry (k, l). Grid (rows).
+struct NearestPoints {
+  static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 4;
+
+  NearestPoint nearest;
+  const Complex* spectrum;  // (rows, cols)
+  Index cols;
+  const float* sizes;     // (rows)
+  std::uint16_t* points;  // (rows, cols)
+
+  template <class Block>
+  LLAVA_FA_KERNEL void operator()(Block& block) const {
+    const Index row = block.index(0);
+    const float inverse = sizes[row] > 0.0f ? 1.0f / sizes[row] : 0.0f;
+    block.phase([&](int thread) {
+      for (Index l = row * cols + thread; l < (row + 1) * cols; l += kThreads) {
+        points[l] = nearest(inverse * spectrum[l]);
+      }
+    });
   }
 };
 

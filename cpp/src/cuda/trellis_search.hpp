@@ -48,84 +48,72 @@ struct SearchMemory {
   float* costs;        // (blocks, 2, groups); null: in shared memory
 };
 
+// What a row asks of the search: a distance |z - c|^2 weight, less what all points have in common,
+// is weight c (c - 2 z).
+struct SearchTarget {
+  float minus_twice_real, minus_twice_imag, weight;
+  int closing_state;  // of target 0: where the circle closes
+
+  LLAVA_FA_SHARED static SearchTarget of(Complex z, float weight) {
+    return {-2.0f * z.real, -2.0f * z.imag, weight, 0};
+  }
+};
+
+// Searches by one block, one after another, with points and costs in shared memory or not.
 template <bool in_shared>
-struct TrellisSearch {
+struct PathSearch {
   static constexpr int kThreads = SearchOrder::kThreads;
-  static constexpr int kMinBlocks = 4;
   static constexpr int kMostRows = 2 * static_cast<int>(kSegmentRows) - 1;
   static constexpr int kSeamRows = 64;  // on each side of the seam that settle its state
 
   SearchOrder order;
-  const Complex* table;     // (states), in the order of place()
-  const Complex* spectrum;  // (rows, cols)
-  Index rows;
-  Index cols;
-  const float* sizes;  // (rows)
+  const Complex* table;  // (states), in the order of place()
   SearchMemory memory;
-  std::uint16_t* states;  // (rows, cols)
-
-  LLAVA_FA_SHARED Index searches() const { return cols * segment_count(rows); }
-  static constexpr Index most_steps(Index rows) {
-    const Index last = rows - segment_begin(rows, segment_count(rows) - 1);
-    return last > 2 * kSeamRows ? last : 2 * kSeamRows;
-  }
-  static constexpr Index shared_bytes(SearchOrder order) {
-    const Index always =
-        (kMostRows + 1) * Index{sizeof(Target)} + kThreads * Index{sizeof(Candidate)};
-    return always +
-           (in_shared ? order.states() * Index{sizeof(Complex)} + 2 * order.groups() * 4 : 0);
-  }
-
-  template <class Block>
-  LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Room room = room_of(block);
-    if constexpr (in_shared) {
-      block.phase([&](int thread) {
-        for (int s = thread; s < order.states(); s += kThreads) room.points[s] = table[s];
-      });
-    }
-    for (Index i = block.index(0); i < searches(); i += block.count(0)) {
-      const Index segment = i / cols, begin = segment_begin(rows, segment);
-      search(block, room, begin, static_cast<int>(segment_begin(rows, segment + 1) - begin),
-             i % cols);
-    }
-  }
-
- private:
-  // A distance |z - c|^2 weight, less what all points have in common: weight c (c - 2 z).
-  struct Target {
-    float minus_twice_real, minus_twice_imag, weight;
-    int closing_state;  // of target 0: where the circle closes
-  };
 
   // A block's memory.
   struct Room {
-    Target* targets;
+    SearchTarget* targets;
     Candidate* candidates;
     Complex* points;
     float* costs;  // (2, groups), before and after a step in turn
     std::uint8_t* ways;
   };
 
+  static constexpr Index most_steps(Index rows) {
+    const Index last = rows - segment_begin(rows, segment_count(rows) - 1);
+    return last > 2 * kSeamRows ? last : 2 * kSeamRows;
+  }
+  static constexpr Index shared_bytes(SearchOrder order) {
+    const Index always =
+        (kMostRows + 1) * Index{sizeof(SearchTarget)} + kThreads * Index{sizeof(Candidate)};
+    const Index points = order.states() * Index{sizeof(Complex)}, costs = 2 * order.groups() * 4;
+    return always + (in_shared ? points + costs : 0);
+  }
+
+  // Memory from `shared` on, with the points in it.
   template <class Block>
-  LLAVA_FA_KERNEL Room room_of(const Block& block) const {
+  LLAVA_FA_KERNEL Room room_of(Block& block, void* shared) const {
     Room room;
-    room.targets = block.template shared<Target>();
+    room.targets = static_cast<SearchTarget*>(shared);
     room.candidates = reinterpret_cast<Candidate*>(room.targets + kMostRows + 1);
     room.points = reinterpret_cast<Complex*>(room.candidates + kThreads);
     room.costs = in_shared ? reinterpret_cast<float*>(room.points + order.states())
                            : memory.costs + block.index(0) * 2 * order.groups();
     room.ways = memory.ways + block.index(0) * memory.rows * order.groups();
+    if constexpr (in_shared) {
+      block.phase([&](int thread) {
+        for (int s = thread; s < order.states(); s += kThreads) room.points[s] = table[s];
+      });
+    }
     return room;
   }
 
-  template <class Block>
-  LLAVA_FA_KERNEL void search(Block& block, const Room& room, Index begin, int count,
-                              Index column) const {
+  // put_state(t, state) for the cheapest path through rows t < count, given target_of(t).
+  template <class Block, class TargetOf, class PutState>
+  LLAVA_FA_KERNEL void find(Block& block, const Room& room, int count, TargetOf target_of,
+                            PutState put_state) const {
     block.phase([&](int thread) {
-      for (int t = thread; t < count; t += kThreads) {
-        room.targets[t] = target(begin + t, column);
-      }
+      for (int t = thread; t < count; t += kThreads) room.targets[t] = target_of(t);
     });
     const bool memoryless = order.groups() == 1;
     if (!memoryless) {
@@ -140,16 +128,11 @@ struct TrellisSearch {
     walk(block, room, 0, count, count);
     if (memoryless) find_end(block, room, count);
     block.phase([&](int thread) {
-      if (thread == 0) trace(room, begin, count, column);
+      if (thread == 0) trace(room, count, put_state);
     });
   }
 
-  LLAVA_FA_KERNEL Target target(Index row, Index column) const {
-    const float size = sizes[row], inverse = size > 0.0f ? 1.0f / size : 0.0f;
-    const Complex z = inverse * spectrum[row * cols + column];
-    return {-2.0f * z.real, -2.0f * z.imag, size * size, 0};
-  }
-
+ private:
   // All groups may be entered, or only that after the closing state.
   template <class Block>
   LLAVA_FA_KERNEL void start(Block& block, const Room& room, bool closing) const {
@@ -199,8 +182,9 @@ struct TrellisSearch {
   }
 
   // The cheapest of branches first, first + team, ... to group u.
-  LLAVA_FA_KERNEL Candidate least_branch(const Room& room, const float* here, const Target& target,
-                                         int u, int first, int team) const {
+  LLAVA_FA_KERNEL Candidate least_branch(const Room& room, const float* here,
+                                         const SearchTarget& target, int u, int first,
+                                         int team) const {
     const Complex* const points = in_shared ? room.points : table;
     const Complex minus_twice = {target.minus_twice_real, target.minus_twice_imag};
     const int groups = order.groups(), step = team * groups, branches = order.branches();
@@ -254,11 +238,44 @@ struct TrellisSearch {
     room.targets[0].closing_state = state;
   }
 
-  LLAVA_FA_KERNEL void trace(const Room& room, Index begin, int count, Index column) const {
+  template <class PutState>
+  LLAVA_FA_KERNEL void trace(const Room& room, int count, PutState put_state) const {
     int state = room.targets[0].closing_state;
     for (int t = count - 1; t >= 0; --t) {
-      states[(begin + t) * cols + column] = static_cast<std::uint16_t>(state);
+      put_state(t, state);
       if (t > 0) state = leading_state(room, t - 1, state >> order.code_bits);
+    }
+  }
+};
+
+// All columns of all segments, which do not depend on each other.
+template <bool in_shared>
+struct TrellisSearch {
+  static constexpr int kThreads = SearchOrder::kThreads;
+  static constexpr int kMinBlocks = 4;
+
+  PathSearch<in_shared> path;
+  const Complex* spectrum;  // (rows, cols)
+  Index rows;
+  Index cols;
+  const float* sizes;     // (rows)
+  std::uint16_t* states;  // (rows, cols)
+
+  template <class Block>
+  LLAVA_FA_KERNEL void operator()(Block& block) const {
+    const auto room = path.room_of(block, block.template shared<void>());
+    const Index searches = cols * segment_count(rows);
+    for (Index i = block.index(0); i < searches; i += block.count(0)) {
+      const Index segment = i / cols, column = i % cols, begin = segment_begin(rows, segment);
+      path.find(
+          block, room, static_cast<int>(segment_begin(rows, segment + 1) - begin),
+          [&](int t) {
+            const float size = sizes[begin + t], inverse = size > 0.0f ? 1.0f / size : 0.0f;
+            return SearchTarget::of(inverse * spectrum[(begin + t) * cols + column], size * size);
+          },
+          [&](int t, int state) {
+            states[(begin + t) * cols + column] = static_cast<std::uint16_t>(state);
+          });
     }
   }
 };
