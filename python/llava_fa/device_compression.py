@@ -5,7 +5,8 @@ Codes without a low rank, which is found on the CPU alone; so is the filter of e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 from . import _core
 from .arrays import Array, dtype_name, exportable_or_none, is_on_gpu
 from .config import CompressionConfig
-from .device_ops import cuda_unavailable_reason, dense, prepare, room
+from .device_ops import cuda_unavailable_reason, dense, prepare
 from .errors import DeviceError, DeviceMemoryError
 from .matrix import CompressedMatrix
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_ERROR_ROWS = 2048
+_ERROR_ROWS = 512
 _REMEDY = "free memory of the GPU, or compress on the CPU"
 
 
@@ -43,7 +44,12 @@ def compression_device(device: str | torch.device) -> torch.device:
         raise ValueError(f"device is '{chosen}', expected 'cpu', 'cuda' or 'cuda:0'")
     if (reason := cuda_unavailable_reason()) is not None:
         raise DeviceError(f"device is '{chosen}', but no GPU can be used: {reason}")
-    if (chosen.index or 0) >= (count := _core.cuda_device_count()):
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"device is '{chosen}', but torch {torch.__version__} cannot use a GPU: install torch "
+            "for CUDA and for the driver that nvidia-smi shows, or compress on the CPU"
+        )
+    if (chosen.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device is '{chosen}', expected 'cuda:0' to 'cuda:{count - 1}'")
     return torch.device("cuda", chosen.index or 0)
 
@@ -64,12 +70,21 @@ def check_runs_on_gpu(configs: Iterable[tuple[str, CompressionConfig]]) -> None:
             )
 
 
+@contextmanager
+def _memory_errors(what: str) -> Iterator[None]:
+    """Say what needs the memory that a GPU does not have."""
+    try:
+        yield
+    except DeviceMemoryError:
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceMemoryError(f"{error}; {what}: {_REMEDY}") from error
+
+
 def to_device(weight: Tensor, device: torch.device) -> Tensor:
     """Return a weight on a device, or raise :class:`DeviceMemoryError` with the remedy."""
-    try:
+    with _memory_errors(f"the weight takes {weight.nbytes / 2**20:.0f} MiB"):
         return weight.to(device)
-    except torch.cuda.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"{error}; {_REMEDY}") from error
 
 
 def compress(
@@ -100,18 +115,14 @@ def compress(
     rows, cols = weight.shape
     device = weight.device
     compressor = _core.DeviceCompressor(rows, cols, options, device.index)
-    if torch.cuda.is_current_stream_capturing():
-        raise DeviceError("compression waits for the GPU, so it cannot be captured into a graph")
-    plain = weight.detach().resolve_neg()
-    if plain.dtype == torch.float64:
-        plain = plain.float()
-    if plain.stride(1) != 1 or plain.stride(0) < cols:
-        plain = plain.contiguous()
     moment = _on_cpu(input_second_moment)
     needed = compressor.workspace_bytes(moment)
-    needs = f"compressing ({rows}, {cols}) takes {needed / 2**20:.0f} MiB beside the weight"
-    workspace = room((needed,), torch.uint8, device, f"{needs}: {_REMEDY}")
-    with torch.cuda.device(device):
+    what = f"compressing ({rows}, {cols}) takes {needed / 2**20:.0f} MiB beside the weight"
+    with torch.cuda.device(device), _memory_errors(what):
+        if torch.cuda.is_current_stream_capturing():
+            raise DeviceError("compression waits for the GPU and so cannot be captured in a graph")
+        plain = _plain(weight)
+        workspace = torch.empty(needed, dtype=torch.uint8, device=device)
         return compressor.compress(
             weight=plain.data_ptr(),
             weight_type=dtype_name(plain.dtype),
@@ -123,18 +134,29 @@ def compress(
         )
 
 
+def _plain(weight: Tensor) -> Tensor:
+    """Return a weight of a type and with strides that kernels read, itself where possible."""
+    plain = weight.detach().resolve_neg()
+    if plain.dtype == torch.float64:
+        plain = plain.float()
+    if plain.stride(1) != 1 or plain.stride(0) < plain.shape[1]:
+        plain = plain.contiguous()
+    return plain
+
+
 def relative_error(matrix: CompressedMatrix, weight: Tensor) -> float:
     """Return :meth:`CompressedMatrix.relative_error` of a weight on a GPU, computed there."""
     if tuple(weight.shape) != matrix.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {matrix.shape}")
-    codes = to_device(matrix.state_dict()["codes"], weight.device)
-    decoded = dense(prepare(codes, lambda: matrix)).T
-    energy = error = 0.0
-    for first in range(0, matrix.shape[0], _ERROR_ROWS):
-        rows = slice(first, first + _ERROR_ROWS)
-        original = weight.detach()[rows].double()
-        energy += original.square().sum().item()
-        error += (original - decoded[rows]).square().sum().item()
+    with _memory_errors(f"comparing {matrix.shape} takes its dense matrix beside the weight"):
+        codes = matrix.state_dict()["codes"].to(weight.device)
+        decoded = dense(prepare(codes, lambda: matrix)).T
+        energy = error = 0.0
+        for first in range(0, matrix.shape[0], _ERROR_ROWS):
+            rows = slice(first, first + _ERROR_ROWS)
+            original = weight.detach()[rows].double()
+            energy += original.square().sum().item()
+            error += (original - decoded[rows]).square().sum().item()
     return error / energy if energy > 0 else error
 
 

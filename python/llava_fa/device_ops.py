@@ -126,8 +126,8 @@ def multiply(layer: LayerOnDevice, x: Tensor, dtype: torch.dtype) -> Tensor:
     if flat.stride(1) != 1 or flat.stride(0) < cols:
         flat = flat.contiguous()
     needed = layer.product.workspace_bytes(flat.shape[0], half)
-    out = room((*x.shape[:-1], rows), dtype, x.device, _REMEDY)
-    workspace = room((needed,), torch.uint8, x.device, _REMEDY)
+    out = _room((*x.shape[:-1], rows), dtype, x.device)
+    workspace = _room((needed,), torch.uint8, x.device)
     stream = torch.cuda.current_stream(x.device)
     if stream != layer.stream:  # the layer may go while the product still waits there
         layer.constants.record_stream(stream)
@@ -153,7 +153,7 @@ def dense(layer: LayerOnDevice) -> Tensor:
     """Return Wᵀ, (n, m) float32, on the layer's GPU: the products of unit vectors, to 10⁻⁵."""
     rows, cols = layer.shape
     device = layer.codes.device
-    out = room((cols, rows), torch.float32, device, _REMEDY)
+    out = _room((cols, rows), torch.float32, device)
     for first in range(0, cols, _DENSE_ROWS):
         count = min(_DENSE_ROWS, cols - first)
         units = torch.zeros(count, cols, device=device)
@@ -162,9 +162,8 @@ def dense(layer: LayerOnDevice) -> Tensor:
     return out
 
 
-def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, remedy: str) -> Tensor:
-    """Return memory of a GPU, or raise :class:`DeviceMemoryError` with the remedy."""
+def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     try:
         return torch.empty(shape, dtype=dtype, device=device)
     except torch.cuda.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"{error}; {remedy}") from error
+        raise DeviceMemoryError(f"{error}; {_REMEDY}") from error

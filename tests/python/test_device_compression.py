@@ -150,7 +150,7 @@ class TestRefusals:
 
     def test_graphs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        with pytest.raises(DeviceError, match="cannot be captured into a graph"):
+        with pytest.raises(DeviceError, match="cannot be captured in a graph"):
             compress_matrix(weight(4, 4))
 
     def test_out_of_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +163,12 @@ class TestRefusals:
         expected = r"2 GiB; compressing \(4, 4\) takes 5 MiB beside the weight: free memory"
         with pytest.raises(DeviceMemoryError, match=expected):
             compress_matrix(given)
+        monkeypatch.setattr(Tensor, "contiguous", full)
+        with pytest.raises(DeviceMemoryError, match=expected):
+            compress_matrix(weight(4, 8)[:, ::2])
+        monkeypatch.setattr(Tensor, "to", full)
+        with pytest.raises(DeviceMemoryError, match="2 GiB; the weight takes 0 MiB: free memory"):
+            device_compression.to_device(given, torch.device("cpu"))
 
 
 class TestCore:
@@ -201,9 +207,16 @@ class TestDevices:
             compress_checkpoint(llava_folder, tmp_path / "out", device="cuda")
         assert not (tmp_path / "out").exists()
 
+    def test_torch_without_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(device_compression, "cuda_unavailable_reason", lambda: None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(DeviceError, match=r"torch .* cannot use a GPU: install torch for CUDA"):
+            compression_device("cuda")
+
     def test_a_number_that_the_machine_does_not_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(device_compression, "cuda_unavailable_reason", lambda: None)
-        monkeypatch.setattr(_core, "cuda_device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         assert compression_device("cuda") == torch.device("cuda:0")
         assert compression_device("cuda:1") == torch.device("cuda:1")
         with pytest.raises(ValueError, match="device is 'cuda:2', expected 'cuda:0' to 'cuda:1'"):

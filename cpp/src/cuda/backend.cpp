@@ -149,19 +149,22 @@ class StreamQueue {
     cuda::launch(kernel, grid_x, grid_y, shared_bytes, stream_);
   }
 
-  // The bytes may go at once: copies from pageable memory return when they have been read.
+  // Returns when the bytes have been read, as the caller's may go then.
   void upload(void* to, std::span<const std::byte> bytes) const {
     require_success(
         cudaMemcpyAsync(to, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream_),
         "copying to the GPU");
+    wait();
   }
 
   void download(const void* from, std::span<std::byte> bytes) const {
     require_success(
         cudaMemcpyAsync(bytes.data(), from, bytes.size(), cudaMemcpyDeviceToHost, stream_),
         "copying from the GPU");
-    require_success(cudaStreamSynchronize(stream_), "waiting for the GPU");
+    wait();
   }
+
+  void wait() const { require_success(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
 
  private:
   Index shared_limit_;
@@ -175,7 +178,10 @@ class CudaStages final : public WeightStages {
              void* stream, int device)
       : current_(device),
         queue_(plan.shared_limit(), stream),
+        stream_(static_cast<cudaStream_t>(stream)),
         pipeline_(plan, fed_back, weight, workspace, queue_) {}
+  // After an error kernels may still run, in the caller's memory.
+  ~CudaStages() override { static_cast<void>(cudaStreamSynchronize(stream_)); }
 
   ChannelEnergies energies(std::span<const float> output_multiplier,
                            std::span<const float> input_multiplier) override {
@@ -191,6 +197,7 @@ class CudaStages final : public WeightStages {
  private:
   CurrentDevice current_;
   StreamQueue queue_;
+  cudaStream_t stream_;
   CompressionPipeline<StreamQueue> pipeline_;
 };
 

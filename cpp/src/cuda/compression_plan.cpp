@@ -15,7 +15,7 @@ std::vector<Complex> points_of(const std::vector<float>& pairs) {
 std::vector<Complex> in_search_order(const std::vector<Complex>& points, const SearchOrder& order) {
   std::vector<Complex> out(points.size());
   for (int s = 0; s < order.states(); ++s) {
-    out[order.place(order.team(), s / order.groups(), s % order.groups())] = points[s];
+    out[order.place(order.team_bits(), s / order.groups(), s % order.groups())] = points[s];
   }
   return out;
 }

@@ -20,9 +20,11 @@
 #if defined(__CUDACC__)
 #define LLAVA_FA_KERNEL __device__ inline  // bodies, over a Block
 #define LLAVA_FA_UNROLL _Pragma("unroll")
+#define LLAVA_FA_UNROLL_BY_4 _Pragma("unroll 4")
 #define LLAVA_FA_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define LLAVA_FA_KERNEL inline
 #define LLAVA_FA_UNROLL
+#define LLAVA_FA_UNROLL_BY_4
 #define LLAVA_FA_KEEP_LOOP
 #endif

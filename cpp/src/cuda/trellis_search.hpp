@@ -28,16 +28,16 @@ struct SearchOrder {
   LLAVA_FA_SHARED int groups() const { return 1 << (state_bits - code_bits); }
   LLAVA_FA_SHARED int branches() const { return 1 << code_bits; }
   LLAVA_FA_SHARED int states() const { return 1 << state_bits; }
-  // Threads that share a group, branch q, q + team, ... each.
-  LLAVA_FA_SHARED int team() const {
-    int team = 1;
-    while (team < 32 && 2 * team <= branches() && 2 * team * groups() <= kThreads) team *= 2;
-    return team;
+  // 2^team_bits() threads share a group, branches q, q + team, ... each.
+  LLAVA_FA_SHARED int team_bits() const {
+    int bits = 0;
+    while (bits < 5 && bits < code_bits && 2 * groups() << bits <= kThreads) ++bits;
+    return bits;
   }
   // Place of the state that leads from branch p to group u in a table that neighbouring threads
   // read side by side.
-  LLAVA_FA_SHARED int place(int team, int p, int u) const {
-    return (p / team * groups() + u) * team + p % team;
+  LLAVA_FA_SHARED int place(int team_bits, int p, int u) const {
+    return ((p >> team_bits) * groups() + u) << team_bits | (p & ((1 << team_bits) - 1));
   }
 };
 
@@ -147,7 +147,7 @@ struct PathSearch {
   // Steps from row `row` of a segment of `count` rows on, around the circle.
   template <class Block>
   LLAVA_FA_KERNEL void walk(Block& block, const Room& room, int row, int count, int steps) const {
-    const int groups = order.groups(), team = order.team();
+    const int groups = order.groups(), team_bits = order.team_bits();
     for (int t = 0; t < steps; ++t) {
       const float* const here = room.costs + t % 2 * groups;
       float* const next = room.costs + (1 - t % 2) * groups;
@@ -156,25 +156,27 @@ struct PathSearch {
         next[u] = found.cost;
         ways[u] = static_cast<std::uint8_t>(found.way);
       };
-      if (team == 1) {
+      if (team_bits == 0) {
         block.phase([&](int thread) {
           for (int u = thread; u < groups; u += kThreads) {
-            enter(u, least_branch(room, here, room.targets[row], u, 0, 1));
+            enter(u, least_branch(room, here, room.targets[row], u, 0, 0));
           }
         });
       } else {
+        const int others = (1 << team_bits) - 1;
         typename Block::template PerThread<Candidate> found;
         block.start([&](int thread) {
-          const int u = thread / team;
+          const int u = thread >> team_bits;
           found[thread] = {1e38f, 0};
           if (u < groups) {
-            found[thread] = least_branch(room, here, room.targets[row], u, thread % team, team);
+            found[thread] =
+                least_branch(room, here, room.targets[row], u, thread & others, team_bits);
           }
         });
-        block.least(team, found);
+        block.least(1 << team_bits, found);
         block.phase([&](int thread) {
-          const int u = thread / team;
-          if (thread % team == 0 && u < groups) enter(u, found[thread]);
+          const int u = thread >> team_bits;
+          if ((thread & others) == 0 && u < groups) enter(u, found[thread]);
         });
       }
       row = row + 1 == count ? 0 : row + 1;
@@ -184,18 +186,19 @@ struct PathSearch {
   // The cheapest of branches first, first + team, ... to group u.
   LLAVA_FA_KERNEL Candidate least_branch(const Room& room, const float* here,
                                          const SearchTarget& target, int u, int first,
-                                         int team) const {
-    const Complex* const points = in_shared ? room.points : table;
+                                         int team_bits) const {
+    const Complex* const points = (in_shared ? room.points : table) + (u << team_bits) + first;
     const Complex minus_twice = {target.minus_twice_real, target.minus_twice_imag};
-    const int groups = order.groups(), step = team * groups, branches = order.branches();
+    const int step = order.groups() << team_bits, branches = order.branches() >> team_bits;
     Candidate found = {3e38f, first};
-    int state = first * groups + u, place = u * team + first;
-    for (int p = first; p < branches; p += team, state += step, place += step) {
+    int state = first * order.groups() + u, place = 0;
+    LLAVA_FA_UNROLL_BY_4
+    for (int i = 0; i < branches; ++i, state += step, place += step) {
       const Complex c = points[place];
       const float distance =
           multiply_add(c.imag, c.imag + minus_twice.imag, c.real * (c.real + minus_twice.real));
       const float cost = multiply_add(target.weight, distance, here[state >> order.code_bits]);
-      if (cost < found.cost) found = {cost, p};
+      if (cost < found.cost) found = {cost, (i << team_bits) + first};
     }
     return found;
   }
