@@ -188,17 +188,35 @@ struct PathSearch {
                                          const SearchTarget& target, int u, int first,
                                          int team_bits) const {
     const Complex* const points = (in_shared ? room.points : table) + (u << team_bits) + first;
+    const int state = first * order.groups() + u, step = order.groups() << team_bits;
+    const int bits = order.code_bits;
+    Candidate found;
+    if (step >> bits > 0) {  // then each state is that many groups after the one before
+      const float* const costs = here + (state >> bits);
+      const int groups = step >> bits;
+      found = least_of(points, step, target, order.branches() >> team_bits,
+                       [costs, groups](int i) { return costs[i * groups]; });
+    } else {
+      found = least_of(points, step, target, order.branches() >> team_bits,
+                       [=](int i) { return here[(state + i * step) >> bits]; });
+    }
+    return {found.cost, (found.way << team_bits) + first};
+  }
+
+  // The cheapest of `count` branches, whose points are `step` apart and whose states are entered at
+  // cost_of(i).
+  template <class CostOf>
+  LLAVA_FA_KERNEL static Candidate least_of(const Complex* points, int step,
+                                            const SearchTarget& target, int count, CostOf cost_of) {
     const Complex minus_twice = {target.minus_twice_real, target.minus_twice_imag};
-    const int step = order.groups() << team_bits, branches = order.branches() >> team_bits;
-    Candidate found = {3e38f, first};
-    int state = first * order.groups() + u, place = 0;
+    Candidate found = {3e38f, 0};
     LLAVA_FA_UNROLL_BY_4
-    for (int i = 0; i < branches; ++i, state += step, place += step) {
-      const Complex c = points[place];
+    for (int i = 0; i < count; ++i) {
+      const Complex c = points[i * step];
       const float distance =
           multiply_add(c.imag, c.imag + minus_twice.imag, c.real * (c.real + minus_twice.real));
-      const float cost = multiply_add(target.weight, distance, here[state >> order.code_bits]);
-      if (cost < found.cost) found = {cost, (i << team_bits) + first};
+      const float cost = multiply_add(target.weight, distance, cost_of(i));
+      if (cost < found.cost) found = {cost, i};
     }
     return found;
   }
