@@ -16,22 +16,18 @@ Precision precision_of(bool half) { return half ? Precision::half : Precision::s
 
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
-Index workspace_bytes(const cuda::Compressor& compressor,
-                      std::optional<AnyArray> input_second_moment) {
-  const MomentArguments moments(std::move(input_second_moment), std::nullopt);
-  return compressor.workspace_bytes(moments.view());
-}
-
 nb::tuple compress_on_device(const cuda::Compressor& compressor, Address weight,
                              const std::string& weight_type, Index row_stride, Address workspace,
-                             Address stream, std::optional<AnyArray> input_second_moment,
+                             Index workspace_bytes, Address stream,
+                             std::optional<AnyArray> input_second_moment,
                              std::optional<AnyArray> output_second_moment) {
   const cuda::Weight dense = {pointer(weight), element_type(weight_type), row_stride};
   const MomentArguments moments(std::move(input_second_moment), std::move(output_second_moment));
   CompressionResult result;
   {
     const nb::gil_scoped_release release;
-    result = compressor.compress(dense, moments.view(), pointer(workspace), pointer(stream));
+    result = compressor.compress(dense, moments.view(), {pointer(workspace), workspace_bytes},
+                                 pointer(stream));
   }
   return nb::make_tuple(std::move(result.matrix), std::move(result.objective));
 }
@@ -77,9 +73,10 @@ void bind_cuda(nb::module_& m) {
       .def(nb::init<Index, Index, const CompressionOptions&, int>(), nb::arg("rows"),
            nb::arg("cols"), nb::arg("options"), nb::arg("device"),
            nb::call_guard<nb::gil_scoped_release>())
-      .def("workspace_bytes", &workspace_bytes, nb::arg("input_second_moment") = nb::none())
+      .def("workspace_bytes", &cuda::Compressor::workspace_bytes, nb::arg("full_moment"))
       .def("compress", &compress_on_device, nb::kw_only(), nb::arg("weight"),
-           nb::arg("weight_type"), nb::arg("row_stride"), nb::arg("workspace"), nb::arg("stream"),
+           nb::arg("weight_type"), nb::arg("row_stride"), nb::arg("workspace"),
+           nb::arg("workspace_bytes"), nb::arg("stream"),
            nb::arg("input_second_moment") = nb::none(),
            nb::arg("output_second_moment") = nb::none(),
            "Runs on a stream and waits for it; addresses in the device's memory, moments in the "

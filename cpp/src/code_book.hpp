@@ -39,7 +39,8 @@ struct EncodedEntries {
 EncodedEntries encode_entries(ComplexMatrix& values, const CodeBook& book,
                               const ErrorWeight& weight, bool write_back);
 
-// How much larger codes under feedback decode: 1 / (1 - D), for a matrix of so many rows.
+// How much larger codes under feedback decode, for a matrix of so many rows: 1 / (1 - D);
+// `uniform`, whose points are relative to the largest magnitude, 1.
 float feedback_gain(Index rows, const CodeBook& book);
 
 // Decodes rows [first_row, first_row + row_count) of a matrix of `rows` rows.

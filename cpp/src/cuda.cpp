@@ -107,6 +107,7 @@ void Product::multiply(const DeviceMemory& memory, const Activations& activation
 Compressor::Compressor(Index rows, Index cols, const CompressionOptions& options, int device)
     : rows_(rows), cols_(cols), options_(options), device_(device) {
   validate(spec_of(rows, cols, options));
+  validate(options.joint);
   require_argument(options.joint.rank == 0, "rank is ", options.joint.rank,
                    ": low rank is found on the CPU alone, move the weight there");
   const DeviceBackend& devices = backend();
@@ -114,18 +115,21 @@ Compressor::Compressor(Index rows, Index cols, const CompressionOptions& options
   compressor_ = devices.compressor(rows, cols, options, device);
 }
 
-Index Compressor::workspace_bytes(const SecondMoments& moments) const {
-  return compressor_->workspace_bytes(codes_with_feedback(options_, moments));
+Index Compressor::workspace_bytes(bool full_moment) const {
+  return compressor_->workspace_bytes(options_.feedback && full_moment);
 }
 
 CompressionResult Compressor::compress(const Weight& weight, const SecondMoments& moments,
-                                       void* workspace, void* stream) const {
+                                       const Workspace& workspace, void* stream) const {
+  const Index needed = workspace_bytes(!moments.input_full.empty());
   require_argument(weight.row_stride >= cols_, "the weight has row_stride ", weight.row_stride,
                    ", expected at least its width ", cols_);
   require_pointer(weight.data, item_bytes(weight.type), "weight");
-  require_pointer(workspace, kAlignment, "workspace");
+  require_pointer(workspace.data, kAlignment, "workspace");
+  require_argument(workspace.bytes >= needed, "the workspace has ", workspace.bytes,
+                   " bytes, expected at least ", needed);
   const std::unique_ptr<WeightStages> stages =
-      compressor_->stages(codes_with_feedback(options_, moments), weight, workspace, stream);
+      compressor_->stages(codes_with_feedback(options_, moments), weight, workspace.data, stream);
   return compress_weight(*stages, rows_, cols_, options_, moments);
 }
 

@@ -19,21 +19,34 @@ constexpr double kLargestDamping = 1.0;  // more than the mean of the whole diag
 constexpr Index kProbes = 32;
 constexpr std::uint64_t kProbeSeed = 0;
 
-// Symmetric, and no entry larger than its diagonal allows (Cauchy-Schwarz).
+constexpr Index kCheckedTile = 64;  // entries are compared with those across the diagonal
+
+// Entries (i, j) and (j, i) equal, and no larger than the diagonal allows (Cauchy-Schwarz).
+void check_pair(const MatrixView& moment, Index i, Index j, float of_i, float of_j) {
+  const float entry = moment.row(i)[j], mirror = moment.row(j)[i];
+  const double size = std::fabs(of_i) + std::fabs(of_j);
+  require_argument(std::fabs(entry - mirror) <= kAsymmetry * size,
+                   "the full input_second_moment is not symmetric: entry (", i, ", ", j, ") is ",
+                   entry, ", entry (", j, ", ", i, ") is ", mirror);
+  require_argument(std::fabs(entry) <= 0.5 * (1.0 + kAsymmetry) * size,
+                   "the full input_second_moment is not positive semidefinite: entry (", i, ", ", j,
+                   ") is ", entry, ", larger than its diagonal entries ", of_i, " and ", of_j,
+                   " allow");
+}
+
 void check_entries(const MatrixView& moment) {
   require_argument(moment.rows == moment.cols, "the full input_second_moment has shape (",
                    moment.rows, ", ", moment.cols, "), expected a square matrix");
-  for (Index i = 0; i < moment.rows; ++i) {
-    for (Index j = 0; j < i; ++j) {
-      const double difference = std::fabs(moment.row(i)[j] - moment.row(j)[i]);
-      const double size = std::fabs(moment.row(i)[i]) + std::fabs(moment.row(j)[j]);
-      require_argument(difference <= kAsymmetry * size, "the full input_second_moment is not ",
-                       "symmetric: entry (", i, ", ", j, ") is ", moment.row(i)[j], ", entry (", j,
-                       ", ", i, ") is ", moment.row(j)[i]);
-      require_argument(std::fabs(moment.row(i)[j]) <= 0.5 * (1.0 + kAsymmetry) * size,
-                       "the full input_second_moment is not positive semidefinite: entry (", i,
-                       ", ", j, ") is ", moment.row(i)[j], ", larger than its diagonal entries ",
-                       moment.row(i)[i], " and ", moment.row(j)[j], " allow");
+  const Index n = moment.rows;
+  std::vector<float> diagonal;
+  for (Index i = 0; i < n; ++i) diagonal.push_back(moment.row(i)[i]);
+  for (Index row = 0; row < n; row += kCheckedTile) {
+    for (Index col = 0; col <= row; col += kCheckedTile) {
+      for (Index i = row; i < std::min(n, row + kCheckedTile); ++i) {
+        for (Index j = col; j < std::min(i, col + kCheckedTile); ++j) {
+          check_pair(moment, i, j, diagonal[i], diagonal[j]);
+        }
+      }
     }
   }
 }

@@ -263,17 +263,21 @@ std::uint16_t unbiased_scale(std::uint16_t row_scale, double energy, double carr
   return float_to_half(static_cast<float>(std::min(enlarged, double{kLargestHalf})));
 }
 
+void validate(const JointOptions& options) {
+  require_argument((options.factor_bits >= kMinCodeBits && options.factor_bits <= kMaxCodeBits) ||
+                       options.factor_bits == kFactorBitsFloat16,
+                   "factor_bits is ", options.factor_bits, ", expected 1 to 10, or 16");
+  require_argument(options.max_alternations >= 1, "max_alternations is ", options.max_alternations,
+                   ", expected 1 or more");
+}
+
 JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,
                           const JointWeight& weight) {
   const Index largest = std::min(spectrum.rows(), spectrum.cols());
   require_argument(options.rank >= 0 && options.rank <= largest, "rank is ", options.rank,
                    ", expected 0 to ", largest, " for a half spectrum of shape (", spectrum.rows(),
                    ", ", spectrum.cols(), ")");
-  require_argument((options.factor_bits >= kMinCodeBits && options.factor_bits <= kMaxCodeBits) ||
-                       options.factor_bits == kFactorBitsFloat16,
-                   "factor_bits is ", options.factor_bits, ", expected 1 to 10, or 16");
-  require_argument(options.max_alternations >= 1, "max_alternations is ", options.max_alternations,
-                   ", expected 1 or more");
+  validate(options);
   require_argument(weight.column.empty() || weight.filter == nullptr,
                    "expected column weights or a feedback filter, got both");
   require_argument(

@@ -30,6 +30,9 @@ CompressionResult compress_weight(WeightStages& stages, Index rows, Index cols,
 // What is known of a compressed matrix before its weight is: not yet whether channels have scales.
 MatrixSpec spec_of(Index rows, Index cols, const CompressionOptions& options);
 
+// What holds of options whatever the matrix. Throws Error(invalid_argument).
+void validate(const JointOptions& options);
+
 // Whether a weight with these options and moments is coded under error feedback.
 bool codes_with_feedback(const CompressionOptions& options, const SecondMoments& moments);
 

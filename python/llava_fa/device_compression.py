@@ -116,7 +116,7 @@ def compress(
     device = weight.device
     compressor = _core.DeviceCompressor(rows, cols, options, device.index)
     moment = _on_cpu(input_second_moment)
-    needed = compressor.workspace_bytes(moment)
+    needed = compressor.workspace_bytes(moment is not None and moment.ndim == 2)
     what = f"compressing ({rows}, {cols}) takes {needed / 2**20:.0f} MiB beside the weight"
     with torch.cuda.device(device), _memory_errors(what):
         if torch.cuda.is_current_stream_capturing():
@@ -128,6 +128,7 @@ def compress(
             weight_type=dtype_name(plain.dtype),
             row_stride=max(plain.stride(0), cols),  # of a single row it says nothing
             workspace=workspace.data_ptr(),
+            workspace_bytes=needed,
             stream=torch.cuda.current_stream(device).cuda_stream,
             input_second_moment=moment,
             output_second_moment=_on_cpu(output_second_moment),

@@ -114,9 +114,18 @@ def test_error_feedback(shape: tuple[int, int], codec: str, bits: float, row_sca
     assert_as_on_the_cpu(weight(*shape), config, tolerance=0.02, input_second_moment=moment)
 
 
+# Points and costs of a search within 48 KB of shared memory, beyond them, and in the workspace.
+@pytest.mark.parametrize("state_bits", [9, 12, 14, 16])
+def test_feedback_and_states(state_bits: int) -> None:
+    config = CompressionConfig(bits=4, codec="trellis", state_bits=state_bits)
+    moment = correlated_moment(70)
+    given = weight(600, 70)
+    assert_as_on_the_cpu(given, config, tolerance=0.02, input_second_moment=moment)
+
+
 def test_equal_moments_give_equal_bits() -> None:
     given, moment = weight(300, 200).cuda(), correlated_moment(200)
-    config = CompressionConfig(bits=2, codec="trellis", state_bits=14)
+    config = CompressionConfig(bits=2, codec="trellis")
     first = compress_matrix(given, config, input_second_moment=moment)
     for _ in range(5):
         assert same(compress_matrix(given, config, input_second_moment=moment), first)

@@ -44,8 +44,8 @@ class Compressor:
     def __init__(self, rows: int, cols: int, options: Any, device: int | None) -> None:
         self.rows, self.cols, self.options = rows, cols, options
 
-    def workspace_bytes(self, input_second_moment: Any) -> int:
-        return self.needed
+    def workspace_bytes(self, full_moment: bool) -> int:
+        return self.needed * (1 + full_moment)
 
     def compress(self, **arguments: Any) -> Any:
         self.calls.append(arguments)
@@ -282,7 +282,10 @@ class TestCheckpoints:
             llama_folder, tmp_path / "out", config, calibration_data=DATA, device="cuda"
         )
         assert {row.second_moment for row in report.rows if row.spec} == {kind}
-        assert {call["input_second_moment"].ndim for call in calls} == {1 + (kind == "full")}
+        full = kind == "full"
+        for call in calls:
+            assert call["input_second_moment"].ndim == 1 + full
+            assert call["workspace_bytes"] == 64 * (1 + full)
 
 
 @without_gpu

@@ -92,6 +92,12 @@ struct Weight {
   Index row_stride = 0;
 };
 
+// Device memory that a compression overwrites, aligned to kAlignment.
+struct Workspace {
+  void* data = nullptr;
+  Index bytes = 0;
+};
+
 // compress_matrix() of weights of one shape with one set of options on one GPU. Immutable, so
 // threads and streams may share it.
 class Compressor {
@@ -103,19 +109,21 @@ class Compressor {
 
   int device() const { return device_; }
 
-  // About 6 bytes per weight, and for the trellis up to 256 MiB more. If the moments ask for error
-  // feedback, 10 per weight and 4 n^2 for the filter.
-  Index workspace_bytes(const SecondMoments& moments = {}) const;
+  // Bytes that compress() needs: about 6 per weight, and for the trellis up to 256 MiB more. With a
+  // full second moment, which asks for error feedback unless the options do not, 10 per weight and
+  // 4 n^2 for the filter, and for the trellis up to (m / 2 + 256) 2^(state_bits - code_bits).
+  Index workspace_bytes(bool full_moment) const;
 
   // Runs on a stream of the device, a cudaStream_t or null for the default one, and waits for it.
-  // `workspace` is aligned to kAlignment. Moments are in the host's memory, and the filter of error
-  // feedback is factored on the CPU. Deterministic: equal
-  // input gives equal bits on equal GPUs; against the CPU's, some codes of entries halfway between
-  // points differ.
-  // Throws as compress_matrix(); Error(invalid_argument) for null or misaligned pointers and a
-  // row_stride below n; Error(device) if the GPU reports an error.
-  CompressionResult compress(const Weight& weight, const SecondMoments& moments, void* workspace,
-                             void* stream) const;
+  // Moments are in the host's memory, and the filter of error feedback is factored on the CPU.
+  // Deterministic: equal input gives equal bits on equal GPUs. Against the CPU's result, entries
+  // halfway between two points may go either way, and with them what the trellis or the feedback
+  // makes of those after them.
+  // Throws as compress_matrix(); Error(invalid_argument) for null or misaligned pointers, a
+  // workspace that is too small and a row_stride below n; Error(device) if the GPU reports an
+  // error.
+  CompressionResult compress(const Weight& weight, const SecondMoments& moments,
+                             const Workspace& workspace, void* stream) const;
 
  private:
   Index rows_, cols_;

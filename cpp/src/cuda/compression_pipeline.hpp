@@ -2,7 +2,8 @@
 // stages' calls in ../compress_matrix.cpp.
 //
 // A Queue runs what it is given in order: launch(kernel, grid_x, grid_y, shared_bytes),
-// upload(to, bytes), and download(from, bytes), which waits for all that was queued before.
+// upload(to, bytes), which returns when the bytes have been read, and download(from, bytes), which
+// waits for all that was queued before.
 #pragma once
 
 #include <algorithm>

@@ -17,7 +17,7 @@
 namespace llava_fa::cuda {
 
 // Searches of the trellis that run at the same time: what fills a device, unless they need more
-// than so much memory for what they remember.
+// than so much memory for what they remember. Under feedback, one for each segment.
 inline constexpr Index kMostSearches = 1056;
 inline constexpr Index kMostSearchBytes = Index{1} << 28;
 

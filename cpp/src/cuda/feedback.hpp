@@ -3,7 +3,8 @@
 //
 // 1. FeedbackTargets: targets T = A + E M and references F = A M over all columns before the block.
 // 2. EncodeBlock: column after column of the block, the points of T; error and original are carried
-//    to the later ones. Rows that do not see each other's errors are a block of threads each.
+//    to the later ones. Rows never see each other's errors; those that are coded together share a
+//    block of threads.
 #pragma once
 
 #include "llava_fa/feedback.hpp"

@@ -1,5 +1,5 @@
-// The search of the cheapest path through the trellis for every column of every segment, a block
-// each. Twin of ViterbiSearch in ../cpu/trellis.cpp.
+// The search of the cheapest path through the trellis for every column of every segment, one after
+// another by as many blocks as fill a device. Twin of ViterbiSearch in ../cpu/trellis.cpp.
 //
 // States of a row that have their upper bits in common form a group, which a path enters at the
 // least cost of its predecessors, whatever state it takes there. So a step goes from the least
