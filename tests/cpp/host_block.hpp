@@ -152,7 +152,7 @@ class HostLauncher {
     }
   }
 
-  // Device memory is the host's; the Queue of compression_pipeline.hpp.
+  // Device memory is the host's.
   void upload(void* to, std::span<const std::byte> bytes) const {
     std::memcpy(to, bytes.data(), bytes.size());
   }

@@ -9,24 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from device_cases import CODES, needs_gpu
 from llava_fa import (
     CompressedMatrix,
     CompressionConfig,
     DeviceError,
     NonFiniteError,
     compress_matrix,
-    cuda_unavailable_reason,
 )
 
-REASON = cuda_unavailable_reason()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = needs_gpu
 
-CODES = [
-    *(("ring", bits / 2) for bits in range(2, 11)),
-    *(("product", bits / 2) for bits in (2, 5, 10)),
-    *(("uniform", bits / 2) for bits in (2, 7)),
-    *(("trellis", bits / 2) for bits in range(2, 9)),
-]
 SHAPES = [(1, 1), (9, 1), (1, 40), (61, 64), (131, 77), (512, 1025), (1100, 134), (1021, 67)]
 
 

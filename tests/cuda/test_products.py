@@ -8,24 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from device_cases import CODES, needs_gpu
 from llava_fa import (
     CompressedMatrix,
     CompressionConfig,
     DeviceError,
     compress_matrix,
-    cuda_unavailable_reason,
 )
 from llava_fa.nn import FourierLinear
 
-REASON = cuda_unavailable_reason()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = needs_gpu
 
-CODES = [
-    *(("ring", bits / 2) for bits in range(2, 11)),
-    *(("product", bits / 2) for bits in (2, 5, 10)),
-    *(("uniform", bits / 2) for bits in (2, 7)),
-    *(("trellis", bits / 2) for bits in range(2, 9)),
-]
 SHAPES = [(1, 1), (9, 1), (1, 40), (61, 64), (131, 77), (512, 1025), (1100, 538), (1021, 769)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 1.2e-3}
 """Relative distance: the product's own, 1e-5 or 1e-3, and half an ulp of the output."""
