@@ -9,8 +9,9 @@ set(LLAVA_FA_CUDA_ARCHITECTURES "80;86-real;89-real;90-real;100-real;120"
 set(LLAVA_FA_CUDA_HOST_SOURCES cpp/src/cuda/compression_plan.cpp cpp/src/cuda/fft_plan.cpp
                                cpp/src/cuda/product_plan.cpp)
 set(LLAVA_FA_CUDA_KERNELS
-    cpp/src/cuda/compression.cu cpp/src/cuda/feedback.cu cpp/src/cuda/matmul.cu
-    cpp/src/cuda/point_product.cu cpp/src/cuda/spectrum.cu cpp/src/cuda/trellis_product.cu cpp/src/cuda/trellis_search.cu)
+    cpp/src/cuda/compression.cu cpp/src/cuda/feedback.cu cpp/src/cuda/low_rank.cu cpp/src/cuda/matmul.cu
+    cpp/src/cuda/point_product.cu cpp/src/cuda/spectrum.cu cpp/src/cuda/trellis_product.cu
+    cpp/src/cuda/trellis_search.cu)
 
 set(LLAVA_FA_OLDEST_NVCC 12.8)  # the first that knows architecture 120
 set(LLAVA_FA_CUDA_SUMMARY "CUDA left out (LLAVA_FA_CUDA=${LLAVA_FA_CUDA})")

@@ -108,8 +108,6 @@ Compressor::Compressor(Index rows, Index cols, const CompressionOptions& options
     : rows_(rows), cols_(cols), options_(options), device_(device) {
   validate(spec_of(rows, cols, options));
   validate(options.joint);
-  require_argument(options.joint.rank == 0, "rank is ", options.joint.rank,
-                   ": low rank is found on the CPU alone, move the weight there");
   const DeviceBackend& devices = backend();
   require_device(devices, device);
   compressor_ = devices.compressor(rows, cols, options, device);

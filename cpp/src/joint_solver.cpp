@@ -10,12 +10,13 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "backend.hpp"
 #include "checks.hpp"
 #include "code_book.hpp"
 #include "half_float.hpp"
-#include "llava_fa/low_rank.hpp"
+#include "joint_stages.hpp"
 #include "llava_fa/runtime.hpp"
 #include "weight_stages.hpp"
 
@@ -24,15 +25,7 @@ namespace {
 
 constexpr double kLeastImprovement = 1e-3;
 constexpr double kLargestGain = 4.0;  // codes that carry less than that of a row are no estimate
-// Fewer columns than default_oversampling: every pass pays for them, and a pass starts from where
-// the last one ended, so that a subspace not found at once is found on the way.
-constexpr Index kOversampling = 10;
 constexpr std::uint64_t kSketchStream = 0x51a7e5eed0000000ull;  // apart from the signs' seeds
-
-struct Factors {
-  StoredFactor left;
-  StoredFactor right;
-};
 
 // Column c of the vectors times sqrt(value c), as rows: (rank, length).
 ComplexMatrix scaled_transpose(const ComplexMatrix& vectors, std::span<const float> values) {
@@ -70,138 +63,112 @@ void scale_columns(ComplexMatrix& matrix, std::span<const float> factor) {
   }
 }
 
-class Alternation {
+// A spectrum in the host's memory.
+class HostJointStages final : public JointStages {
  public:
-  Alternation(const ComplexMatrix& spectrum, const JointOptions& options, const JointWeight& weight)
+  HostJointStages(const ComplexMatrix& spectrum, const JointOptions& options,
+                  const JointWeight& weight)
       : spectrum_(spectrum),
-        options_(options),
         weight_(weight),
         book_{options.codec, options.code_bits, options.state_bits},
-        work_(spectrum.clone()) {
+        refit_scales_(!options.unbiased || weight.filter == nullptr) {
     for (const float d : weight_.column) squared_weight_.push_back(d * d);
   }
 
-  JointSolution solve() {
-    JointSolution best;
-    if (options_.rank == 0) {
-      EncodedEntries encoded = encode_work(/*write_back=*/false);
-      best.objective.push_back(encoded.energy > 0 ? encoded.error / encoded.energy : 0.0);
-      best.codes = std::move(encoded.codes);
-      unbias(best);
-      return best;
-    }
-    energy_ = weighted_energy(spectrum_.clone());
-    for (int i = 0; i < options_.max_alternations; ++i) {
-      if (i > 0) subtract_codes();
-      weigh_work();
-      Factors factors = fit_factors();
-      subtract_factors(spectrum_, factors);
-      EncodedEntries encoded = encode_work(/*write_back=*/true);
-      const double objective = relative(encoded.error);
-      const double previous = i == 0 ? 0.0 : best.objective.back();
-      if (i > 0 && !(objective < previous)) break;
-      best.objective.push_back(objective);
-      keep(best, std::move(factors), std::move(encoded.codes));
-      if (i > 0 && previous - objective < kLeastImprovement * previous) break;
-    }
-    refit(best);
-    unbias(best);
-    return best;
+  double energy() override {
+    ComplexMatrix copy = spectrum_.clone();
+    return weighted_energy(copy);
+  }
+
+  TruncatedSvd decompose(const SvdOptions& options, const ComplexMatrix* warm_start) override {
+    without_codes();
+    weigh(work_);
+    return randomized_svd(work_, options, warm_start);
+  }
+
+  CodingCost encode(const Factors& factors) override {
+    without_factors(factors);
+    EncodedEntries encoded = encode_entries(
+        work_, book_, {squared_weight_, weight_.filter, refit_scales_}, /*write_back=*/false);
+    found_ = std::move(encoded.codes);
+    return {encoded.error, encoded.energy};
+  }
+
+  void keep() override { kept_ = std::move(found_); }
+
+  double error(const Factors& factors) override {
+    without_codes();
+    subtract(factors, work_);
+    return weighted_energy(work_);
+  }
+
+  PolarCodes codes(const Factors& factors, bool unbiased) override {
+    if (unbiased && weight_.filter == nullptr) unbias(factors);
+    return std::move(kept_);
   }
 
  private:
-  double relative(double error) const { return energy_ > 0 ? error / energy_ : 0.0; }
+  // work = Ã - Q.
+  void without_codes() {
+    if (kept_.rows == 0) {
+      work_ = spectrum_.clone();
+      return;
+    }
+    decode_work();
+    cpu_backend().subtract_from(spectrum_, nullptr, num_threads(), work_);
+  }
 
-  // What an error matrix costs; consumes it.
-  double weighted_energy(ComplexMatrix&& matrix) const {
-    std::vector<double> rows(matrix.rows());
+  // work = Ã - L.
+  void without_factors(const Factors& factors) {
+    if (factors.empty()) {
+      work_ = spectrum_.clone();
+    } else {
+      make_room();
+      subtract(factors, spectrum_);
+    }
+  }
+
+  // work = from - L.
+  void subtract(const Factors& factors, const ComplexMatrix& from) {
+    cpu_backend().subtract_low_rank(from, factors.left.decoded, factors.right.decoded,
+                                    num_threads(), work_);
+  }
+
+  // work = Q.
+  void decode_work() {
+    make_room();
+    decode_entries(kept_.packed.data(), kept_.row_scale.data(), kept_.rows, kept_.cols, book_, 0,
+                   kept_.rows, work_.real(), work_.imag());
+  }
+
+  void make_room() {
+    if (work_.empty()) work_ = ComplexMatrix(spectrum_.rows(), spectrum_.cols());
+  }
+
+  // matrix = matrix · R.
+  void weigh(ComplexMatrix& matrix) const {
     if (weight_.filter != nullptr) {
       cpu_backend().apply_filter(*weight_.filter, num_threads(), matrix);
+    } else if (!weight_.column.empty()) {
+      scale_columns(matrix, weight_.column);
     }
+  }
+
+  // What an error matrix costs; it is weighted in place.
+  double weighted_energy(ComplexMatrix& matrix) const {
+    std::vector<double> rows(matrix.rows());
+    if (weight_.filter != nullptr) weigh(matrix);
     cpu_backend().row_energies(matrix, squared_weight_.empty() ? nullptr : squared_weight_.data(),
                                num_threads(), rows);
     return std::accumulate(rows.begin(), rows.end(), 0.0);
   }
 
-  // work = Ã - Q from work = Q.
-  void subtract_codes() { cpu_backend().subtract_from(spectrum_, nullptr, num_threads(), work_); }
-
-  // work = work · diag(d), or work · R.
-  void weigh_work() {
-    if (weight_.filter != nullptr) {
-      cpu_backend().apply_filter(*weight_.filter, num_threads(), work_);
-    } else if (!weight_.column.empty()) {
-      scale_columns(work_, weight_.column);
-    }
-  }
-
-  // Truncated SVD of work, in stored form.
-  Factors fit_factors() {
-    SvdOptions svd;
-    svd.rank = options_.rank;
-    svd.seed = options_.seed ^ kSketchStream;
-    const bool warm = !warm_start_.empty();
-    svd.power_iterations = warm ? 0 : 2;
-    svd.oversampling = kOversampling;
-    TruncatedSvd result = randomized_svd(work_, svd, warm ? &warm_start_ : nullptr);
-    Factors factors;
-    factors.left = store_factor(scaled_transpose(result.left_vectors, result.singular_values),
-                                options_.factor_bits);
-    ComplexMatrix right = scaled_rows(result.right_vectors, result.singular_values, weight_.column);
-    if (weight_.filter != nullptr) {
-      cpu_backend().solve_filter(*weight_.filter, num_threads(), right);
-    }
-    factors.right = store_factor(std::move(right), options_.factor_bits);
-    warm_start_ = std::move(result.right_vectors);
-    return factors;
-  }
-
-  // work = from - L1 L2.
-  void subtract_factors(const ComplexMatrix& from, const Factors& factors) {
-    cpu_backend().subtract_low_rank(from, factors.left.decoded, factors.right.decoded,
-                                    num_threads(), work_);
-  }
-
-  // Codes of work; work becomes the decoded Q if write_back.
-  EncodedEntries encode_work(bool write_back) {
-    const bool refit = !options_.unbiased || weight_.filter == nullptr;
-    return encode_entries(work_, book_, {squared_weight_, weight_.filter, refit}, write_back);
-  }
-
-  static void keep(JointSolution& best, Factors&& factors, PolarCodes&& codes) {
-    best.left = std::move(factors.left);
-    best.right = std::move(factors.right);
-    best.codes = std::move(codes);
-  }
-
-  void refit(JointSolution& best) {
-    decode_work(best.codes);
-    subtract_codes();
-    weigh_work();
-    Factors factors = fit_factors();
-    decode_work(best.codes);
-    subtract_codes();
-    subtract_factors(work_, factors);
-    const double objective = relative(weighted_energy(std::move(work_)));
-    if (!(objective < best.objective.back())) return;
-    best.objective.push_back(objective);
-    best.left = std::move(factors.left);
-    best.right = std::move(factors.right);
-  }
-
-  // Under a filter the codes were found unbiased in every direction (encode_entries); what the
-  // filter's metric would see of them here misses the directions of little input.
-  void unbias(JointSolution& best) {
-    if (!options_.unbiased || weight_.filter != nullptr) return;
-    ComplexMatrix target = spectrum_.clone();
-    if (options_.rank > 0) {
-      cpu_backend().subtract_low_rank(spectrum_, best.left.decoded, best.right.decoded,
-                                      num_threads(), target);
-    }
-    work_ = ComplexMatrix(spectrum_.rows(), spectrum_.cols());
-    decode_work(best.codes);
+  void unbias(const Factors& factors) {
+    without_factors(factors);
+    const ComplexMatrix target = std::exchange(work_, ComplexMatrix());
+    decode_work();
     for (Index k = 0; k < target.rows(); ++k) {
-      std::uint16_t& scale = best.codes.row_scale[k];
+      std::uint16_t& scale = kept_.row_scale[k];
       scale = unbiased_scale(scale, row_product(target, target, k), row_product(target, work_, k));
     }
   }
@@ -218,21 +185,89 @@ class Alternation {
     return total;
   }
 
-  // work = Q.
-  void decode_work(const PolarCodes& codes) {
-    decode_entries(codes.packed.data(), codes.row_scale.data(), codes.rows, codes.cols, book_, 0,
-                   codes.rows, work_.real(), work_.imag());
-  }
-
   const ComplexMatrix& spectrum_;
-  const JointOptions& options_;
   const JointWeight& weight_;
   std::vector<float> squared_weight_;
   CodeBook book_;
-  double energy_ = 0;
-  ComplexMatrix work_;  // in turn: (Ã - Q) R, then Ã - L, then Q
+  bool refit_scales_;
+  PolarCodes found_, kept_;
+  ComplexMatrix work_;  // in turn: (Ã - Q) R, then Ã - L
+};
+
+// Steps 1 to 4 of a rank of 1 or more.
+class Alternation {
+ public:
+  Alternation(JointStages& stages, const JointOptions& options, const JointWeight& weight)
+      : stages_(stages), options_(options), weight_(weight), energy_(stages.energy()) {}
+
+  JointSolution solve() {
+    JointSolution best;
+    Factors kept;
+    for (int i = 0; i < options_.max_alternations; ++i) {
+      Factors factors = fit_factors();
+      const double objective = relative(stages_.encode(factors).error);
+      const double previous = i == 0 ? 0.0 : best.objective.back();
+      if (i > 0 && !(objective < previous)) break;
+      best.objective.push_back(objective);
+      stages_.keep();
+      kept = std::move(factors);
+      if (i > 0 && previous - objective < kLeastImprovement * previous) break;
+    }
+    refit(best, kept);
+    best.codes = stages_.codes(kept, options_.unbiased);
+    best.left = std::move(kept.left);
+    best.right = std::move(kept.right);
+    return best;
+  }
+
+ private:
+  double relative(double error) const { return energy_ > 0 ? error / energy_ : 0.0; }
+
+  // Truncated SVD of what the codes leave, in stored form.
+  Factors fit_factors() {
+    SvdOptions svd;
+    svd.rank = options_.rank;
+    svd.seed = options_.seed ^ kSketchStream;
+    const bool warm = !warm_start_.empty();
+    svd.power_iterations = warm ? 0 : 2;
+    svd.oversampling = kJointOversampling;
+    TruncatedSvd result = stages_.decompose(svd, warm ? &warm_start_ : nullptr);
+    Factors factors;
+    factors.left = store_factor(scaled_transpose(result.left_vectors, result.singular_values),
+                                options_.factor_bits);
+    ComplexMatrix right = scaled_rows(result.right_vectors, result.singular_values, weight_.column);
+    if (weight_.filter != nullptr) {
+      cpu_backend().solve_filter(*weight_.filter, num_threads(), right);
+    }
+    factors.right = store_factor(std::move(right), options_.factor_bits);
+    warm_start_ = std::move(result.right_vectors);
+    return factors;
+  }
+
+  void refit(JointSolution& best, Factors& kept) {
+    Factors factors = fit_factors();
+    const double objective = relative(stages_.error(factors));
+    if (!(objective < best.objective.back())) return;
+    best.objective.push_back(objective);
+    kept = std::move(factors);
+  }
+
+  JointStages& stages_;
+  const JointOptions& options_;
+  const JointWeight& weight_;
+  double energy_;
   ComplexMatrix warm_start_;
 };
+
+// Codes alone.
+JointSolution encode(JointStages& stages, const JointOptions& options) {
+  const CodingCost cost = stages.encode({});
+  stages.keep();
+  return {stages.codes({}, options.unbiased),
+          {},
+          {},
+          {cost.energy > 0 ? cost.error / cost.energy : 0.0}};
+}
 
 }  // namespace
 
@@ -271,6 +306,11 @@ void validate(const JointOptions& options) {
                    ", expected 1 or more");
 }
 
+JointSolution alternate(JointStages& stages, const JointOptions& options,
+                        const JointWeight& weight) {
+  return options.rank == 0 ? encode(stages, options) : Alternation(stages, options, weight).solve();
+}
+
 JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,
                           const JointWeight& weight) {
   const Index largest = std::min(spectrum.rows(), spectrum.cols());
@@ -286,7 +326,8 @@ JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& opt
   require_argument(weight.filter == nullptr || weight.filter->size == spectrum.cols(),
                    "the feedback filter has size ", weight.filter ? weight.filter->size : 0,
                    ", expected ", spectrum.cols());
-  return Alternation(spectrum, options, weight).solve();
+  HostJointStages stages(spectrum, options, weight);
+  return alternate(stages, options, weight);
 }
 
 }  // namespace llava_fa

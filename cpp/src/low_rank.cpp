@@ -11,43 +11,17 @@
 #include "backend.hpp"
 #include "checks.hpp"
 #include "llava_fa/runtime.hpp"
+#include "low_rank_internal.hpp"
 
 namespace llava_fa {
 namespace {
 
-ComplexMatrix adjoint(const ComplexMatrix& m) {
-  ComplexMatrix out(m.cols(), m.rows());
-  for (Index i = 0; i < m.rows(); ++i) {
-    for (Index j = 0; j < m.cols(); ++j) {
-      out.real()[j * m.rows() + i] = m.real()[i * m.cols() + j];
-      out.imag()[j * m.rows() + i] = -m.imag()[i * m.cols() + j];
-    }
-  }
-  return out;
-}
-
-ComplexMatrix leading_columns(const ComplexMatrix& m, Index count) {
-  ComplexMatrix out(m.rows(), count);
-  for (Index i = 0; i < m.rows(); ++i) {
-    std::copy_n(m.real() + i * m.cols(), count, out.real() + i * count);
-    std::copy_n(m.imag() + i * m.cols(), count, out.imag() + i * count);
-  }
-  return out;
-}
-
-// (cols, block) starting block: columns of the warm start's adjoint first, random ones after.
-ComplexMatrix starting_block(Index rows, Index block, std::uint64_t seed,
-                             const ComplexMatrix* warm_start) {
-  ComplexMatrix start(rows, block);
-  cpu_backend().fill_gaussian(seed, num_threads(), start);
-  if (!warm_start) return start;
-  for (Index c = 0; c < std::min(block, warm_start->rows()); ++c) {
-    for (Index j = 0; j < rows; ++j) {
-      start.real()[j * block + c] = warm_start->real()[c * rows + j];
-      start.imag()[j * block + c] = -warm_start->imag()[c * rows + j];
-    }
-  }
-  return start;
+bool row_is_zero(const ComplexMatrix& m, Index row) {
+  const auto is_zero = [&](const float* plane) {
+    const float* const first = plane + row * m.cols();
+    return std::all_of(first, first + m.cols(), [](float value) { return value == 0.0f; });
+  };
+  return is_zero(m.real()) && is_zero(m.imag());
 }
 
 TruncatedSvd truncate(const ComplexMatrix& left, std::span<const float> values,
@@ -69,6 +43,41 @@ void check_rank(const ComplexMatrix& matrix, Index rank) {
 
 }  // namespace
 
+ComplexMatrix adjoint(const ComplexMatrix& m) {
+  ComplexMatrix out(m.cols(), m.rows());
+  for (Index i = 0; i < m.rows(); ++i) {
+    for (Index j = 0; j < m.cols(); ++j) {
+      out.real()[j * m.rows() + i] = m.real()[i * m.cols() + j];
+      out.imag()[j * m.rows() + i] = -m.imag()[i * m.cols() + j];
+    }
+  }
+  return out;
+}
+
+ComplexMatrix leading_columns(const ComplexMatrix& m, Index count) {
+  ComplexMatrix out(m.rows(), count);
+  for (Index i = 0; i < m.rows(); ++i) {
+    std::copy_n(m.real() + i * m.cols(), count, out.real() + i * count);
+    std::copy_n(m.imag() + i * m.cols(), count, out.imag() + i * count);
+  }
+  return out;
+}
+
+ComplexMatrix starting_block(Index rows, Index block, std::uint64_t seed,
+                             const ComplexMatrix* warm_start) {
+  ComplexMatrix start(rows, block);
+  cpu_backend().fill_gaussian(seed, num_threads(), start);
+  if (!warm_start) return start;
+  for (Index c = 0; c < std::min(block, warm_start->rows()); ++c) {
+    if (row_is_zero(*warm_start, c)) continue;
+    for (Index j = 0; j < rows; ++j) {
+      start.real()[j * block + c] = warm_start->real()[c * rows + j];
+      start.imag()[j * block + c] = -warm_start->imag()[c * rows + j];
+    }
+  }
+  return start;
+}
+
 TruncatedSvd randomized_svd(const ComplexMatrix& matrix, const SvdOptions& options,
                             const ComplexMatrix* warm_start) {
   check_rank(matrix, options.rank);
@@ -80,7 +89,7 @@ TruncatedSvd randomized_svd(const ComplexMatrix& matrix, const SvdOptions& optio
                    "warm start has another number of columns than the matrix");
   const Backend& backend = cpu_backend();
   const int threads = num_threads();
-  const Index block = std::min(options.rank + oversampling, std::min(matrix.rows(), matrix.cols()));
+  const Index block = subspace_columns(options.rank, oversampling, matrix.rows(), matrix.cols());
 
   ComplexMatrix basis = backend.multiply(
       matrix, starting_block(matrix.cols(), block, options.seed, warm_start), threads);

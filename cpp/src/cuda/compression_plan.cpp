@@ -3,6 +3,9 @@
 
 #include <algorithm>
 
+#include "../joint_stages.hpp"
+#include "../low_rank_internal.hpp"
+
 namespace llava_fa::cuda {
 namespace {
 
@@ -28,6 +31,7 @@ CompressionPlan::CompressionPlan(Index rows, Index cols, const CompressionOption
       cols_(cols),
       codec_(options.joint.codec),
       code_bits_(options.joint.code_bits),
+      rank_(options.joint.rank),
       shared_limit_(shared_limit),
       columns_(rows, builder_),
       rows_transform_(cols, builder_) {
@@ -71,6 +75,20 @@ Index CompressionPlan::search_blocks(bool fed_back) const {
   return std::min({cols_ * segments, kMostSearches, std::max(Index{1}, kMostSearchBytes / bytes)});
 }
 
+SubspaceLayout CompressionPlan::subspace_layout(Arena& arena) const {
+  SubspaceLayout layout;
+  layout.columns = subspace_columns(rank_, kJointOversampling, half_rows(), cols_);
+  const Index squares = layout.columns * layout.columns;
+  layout.basis = arena.take(half_rows() * layout.columns * 8);
+  layout.co_basis = arena.take(cols_ * layout.columns * 8);
+  layout.spare = arena.take(std::max(half_rows(), cols_) * layout.columns * 8);
+  layout.gram = arena.take(squares * 16);
+  layout.first_triangle = arena.take(squares * 16);
+  layout.second_triangle = arena.take(squares * 16);
+  layout.small = arena.take(squares * 8);
+  return layout;
+}
+
 CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
   const Index half = half_rows(), entries = half * cols_;
   Layout layout;
@@ -79,6 +97,7 @@ CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
   layout.row_multiplier = arena.take(rows_ * 4);
   layout.col_multiplier = arena.take(cols_ * 4);
   layout.column_weight = arena.take(cols_ * 4);
+  layout.squared_weight = arena.take(cols_ * 4);
   layout.row_energies = arena.take(rows_ * 8);
   layout.col_energies = arena.take(cols_ * 8);
   layout.spectrum = arena.take(entries * 8);
@@ -105,6 +124,14 @@ CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
     layout.errors = arena.take(entries * 8);
     layout.targets = arena.take(2 * kFilterBlock * half * 8);
     layout.fed_back_sums = arena.take(half * static_cast<Index>(sizeof(FedBackSum)));
+  }
+  if (rank_ > 0) {
+    layout.residual = arena.take(entries * 8);
+    layout.other_points = arena.take(entries * 2);
+    layout.row_scale = arena.take(half * 4);
+    layout.left_factor = arena.take(rank_ * half * 8);
+    layout.right_factor = arena.take(rank_ * cols_ * 8);
+    layout.subspace = subspace_layout(arena);
   }
   layout.bytes = arena.bytes();
   return layout;

@@ -9,8 +9,11 @@
 
 #include "../code_book.hpp"
 #include "arena.hpp"
+#include "decomposition.hpp"
+#include "elementwise.hpp"
 #include "feedback.hpp"
 #include "fft_plan.hpp"
+#include "linalg.hpp"
 #include "llava_fa/packed_matrix.hpp"
 #include "llava_fa/spectrum.hpp"
 
@@ -20,6 +23,16 @@ namespace llava_fa::cuda {
 // than so much memory for what they remember. Under feedback, one for each segment.
 inline constexpr Index kMostSearches = 1056;
 inline constexpr Index kMostSearchBytes = Index{1} << 28;
+
+// Places of what a randomized truncated SVD works with, by subspace_pipeline.hpp.
+struct SubspaceLayout {
+  Index columns = 0;                              // of a block
+  Index basis = 0, co_basis = 0;                  // (half rows or cols, columns) Complex
+  Index spare = 0;                                // the larger one of these
+  Index gram = 0;                                 // (columns, columns) ComplexDouble
+  Index first_triangle = 0, second_triangle = 0;  // likewise
+  Index small = 0;                                // (columns, columns) Complex
+};
 
 class CompressionPlan {
  public:
@@ -31,6 +44,7 @@ class CompressionPlan {
   Index half_rows() const { return llava_fa::half_rows(rows_); }
   Codec codec() const { return codec_; }
   int code_bits() const { return code_bits_; }
+  Index rank() const { return rank_; }
   Index packed_bytes() const { return half_rows() * packed_row_bytes(cols_, code_bits_); }
 
   std::span<const std::byte> constants() const { return constants_; }
@@ -58,9 +72,10 @@ class CompressionPlan {
   // Places of intermediate results in the workspace.
   struct Layout {
     Index constants = 0;
-    Index row_multiplier = 0, col_multiplier = 0, column_weight = 0;  // float
-    Index row_energies = 0, col_energies = 0;                         // double
-    Index spectrum = 0;                                               // (half rows, cols) Complex
+    Index row_multiplier = 0, col_multiplier = 0;  // float
+    Index column_weight = 0, squared_weight = 0;   // (cols) float
+    Index row_energies = 0, col_energies = 0;      // double
+    Index spectrum = 0;                            // (half rows, cols) Complex
     Index transforms = 0;  // buffers of transforms that are too long for shared memory
     Index sizes = 0;       // (half rows) float
     Index points = 0;      // (half rows, cols) std::uint16_t
@@ -72,6 +87,12 @@ class CompressionPlan {
     Index errors = 0;                // (half rows, cols) Complex
     Index targets = 0;               // (2, kFilterBlock, half rows) Complex
     Index fed_back_sums = 0;         // (half rows) FedBackSum
+    // With a low rank:
+    Index residual = 0;                       // (half rows, cols) Complex
+    Index other_points = 0;                   // as points
+    Index row_scale = 0;                      // (half rows) float
+    Index left_factor = 0, right_factor = 0;  // (rank, half rows or cols) Complex
+    SubspaceLayout subspace;
     Index bytes = 0;
   };
   Layout layout(bool fed_back) const;
@@ -79,10 +100,12 @@ class CompressionPlan {
  private:
   void add_constellation(ConstantsBuilder& constants);
   void add_trellis(ConstantsBuilder& constants);
+  SubspaceLayout subspace_layout(Arena& arena) const;
 
   Index rows_, cols_;
   Codec codec_;
   int code_bits_;
+  Index rank_;
   int state_bits_ = 0;  // effective ones
   int ring_count_ = 0;
   Index shared_limit_;

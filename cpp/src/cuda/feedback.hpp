@@ -7,35 +7,16 @@
 //    block of threads.
 #pragma once
 
-#include "llava_fa/feedback.hpp"
+#include "feedback_filter.hpp"
 #include "trellis_search.hpp"
 
 namespace llava_fa::cuda {
 
-inline constexpr int kFilterBlock = static_cast<int>(FeedbackFilter::kBlock);
-
-// A block of the filter's columns on a device.
-struct FilterBlock {
-  const float* coefficients;  // (first + width, 2 width), M as FeedbackFilter has it
-  const float* diagonal;      // (cols), of all columns
-  Index first;
-  int width;
-
-  LLAVA_FA_SHARED Complex at(Index i, int c) const {
-    const float* const row = coefficients + i * 2 * width;
-    return {row[c], row[width + c]};
-  }
-};
-
-// Grid (tiles of rows, 2): T, then F. A thread has 2 rows of 4 columns.
+// Grid (tiles of rows, 2): T, then F.
 struct FeedbackTargets {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = ProductTile::kThreads;
   static constexpr int kMinBlocks = 2;
-  static constexpr int kRows = 32;
-  static constexpr int kStep = 16;  // divides kFilterBlock
-  static constexpr int kColumnThreads = 16, kRowsEach = 2, kColumnsEach = 4;
-  static_assert(kColumnThreads * kColumnsEach == kFilterBlock);
-  static_assert(kThreads / kColumnThreads * kRowsEach == kRows);
+  static_assert(ProductTile::kColumns == kFilterBlock);
 
   const Complex* spectrum;  // A, (rows, cols)
   const Complex* errors;    // E, (rows, cols), of the columns before
@@ -44,72 +25,26 @@ struct FeedbackTargets {
   FilterBlock filter;
   Complex* targets;  // (2, kFilterBlock, rows)
 
-  static constexpr Index shared_bytes() {
-    return (kRows * kPitch + kStep * kFilterBlock) * Index{sizeof(Complex)};
-  }
-  Index tiles() const { return (rows + kRows - 1) / kRows; }
+  static constexpr Index shared_bytes() { return ProductTile::shared_bytes(); }
+  Index tiles() const { return ceil_div(rows, ProductTile::kRows); }
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index row = block.index(0) * kRows;
-    const Complex* const left = block.index(1) == 0 ? errors : spectrum;
-    Complex* const x = block.template shared<Complex>();
-    Complex* const m = x + kRows * kPitch;
-    typename Block::template PerThread<Sums> sums;
-    block.start([&](int thread) { sums[thread] = {}; });
-    for (Index i = 0; i < filter.first; i += kStep) {
-      block.phase([&](int thread) { load(left, row, i, thread, x, m); });
-      block.phase([&](int thread) { add(x, m, thread, sums[thread]); });
-    }
-    block.phase([&](int thread) { store(row, block.index(1), thread, sums[thread]); });
-  }
-
- private:
-  static constexpr int kPitch = kStep + 1;  // rows of a tile in different banks
-
-  struct Sums {
-    Complex of[kRowsEach][kColumnsEach];
-  };
-
-  LLAVA_FA_KERNEL void load(const Complex* left, Index row, Index i, int thread, Complex* x,
-                            Complex* m) const {
-    for (int e = thread; e < kRows * kStep; e += kThreads) {
-      const Index r = row + e / kStep;
-      x[e / kStep * kPitch + e % kStep] = r < rows ? left[r * cols + i + e % kStep] : Complex{0, 0};
-    }
-    for (int e = thread; e < kStep * kFilterBlock; e += kThreads) {
-      const int c = e % kFilterBlock;
-      m[e] = c < filter.width ? filter.at(i + e / kFilterBlock, c) : Complex{0, 0};
-    }
-  }
-
-  LLAVA_FA_KERNEL static void add(const Complex* x, const Complex* m, int thread, Sums& sums) {
-    const int row = thread / kColumnThreads * kRowsEach, column = thread % kColumnThreads;
-    for (int i = 0; i < kStep; ++i) {
-      LLAVA_FA_UNROLL
-      for (int r = 0; r < kRowsEach; ++r) {
-        LLAVA_FA_UNROLL
-        for (int c = 0; c < kColumnsEach; ++c) {
-          add_product(x[(row + r) * kPitch + i], m[i * kFilterBlock + column + c * kColumnThreads],
-                      sums.of[r][c]);
-        }
-      }
-    }
-  }
-
-  LLAVA_FA_KERNEL void store(Index first_row, Index which, int thread, const Sums& sums) const {
-    LLAVA_FA_UNROLL
-    for (int r = 0; r < kRowsEach; ++r) {
-      const Index row = first_row + thread / kColumnThreads * kRowsEach + r;
-      LLAVA_FA_UNROLL
-      for (int c = 0; c < kColumnsEach; ++c) {
-        const int column = thread % kColumnThreads + c * kColumnThreads;
-        if (row < rows && column < filter.width) {
-          targets[(which * kFilterBlock + column) * rows + row] =
-              spectrum[row * cols + filter.first + column] + sums.of[r][c];
-        }
-      }
-    }
+    const Index first_row = block.index(0) * ProductTile::kRows, which = block.index(1);
+    const Complex* const left = which == 0 ? errors : spectrum;
+    ProductTile::multiply<Walk::along_rows>(
+        block, filter.first,
+        [&](int r, Index i) {
+          const Index row = first_row + r;
+          return row < rows ? left[row * cols + i] : Complex{0, 0};
+        },
+        [&](Index i, int c) { return c < filter.width ? filter.at(i, c) : Complex{0, 0}; },
+        [&](int r, int c, Complex sum) {
+          const Index row = first_row + r;
+          if (row >= rows || c >= filter.width) return;
+          targets[(which * kFilterBlock + c) * rows + row] =
+              spectrum[row * cols + filter.first + c] + sum;
+        });
   }
 };
 

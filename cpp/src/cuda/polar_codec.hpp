@@ -123,7 +123,7 @@ struct RowSums {
   static constexpr int kMinBlocks = 4;
 
   const Complex* spectrum;      // (rows, cols)
-  const std::uint16_t* points;  // (rows, cols)
+  const std::uint16_t* points;  // (rows, cols), or null: only energies
   Index cols;
   const Complex* table;        // what points stand for
   const float* column_weight;  // (cols), or null: ones
@@ -138,7 +138,8 @@ struct RowSums {
     block.phase([&](int thread) {
       RowSum sum = {0, 0, 0};
       for (Index l = thread; l < cols; l += kThreads) {
-        const Complex z = spectrum[row * cols + l], c = table[points[row * cols + l]];
+        const Complex z = spectrum[row * cols + l];
+        const Complex c = points == nullptr ? Complex{0, 0} : table[points[row * cols + l]];
         const double weight = column_weight == nullptr ? 1.0 : column_weight[l];
         sum.energy += weight * squared_size(z);
         sum.cross += weight * (z.real * c.real + z.imag * c.imag);

@@ -1,0 +1,83 @@
+// Compression by the kernels of cpp/src/cuda on the host, and what its tests share.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cuda/compression_pipeline.hpp"
+#include "host_block.hpp"
+#include "reference.hpp"
+
+namespace llava_fa::host {
+
+inline constexpr Index kLeastShared = 99 << 10;  // shared memory of the smallest device
+inline constexpr Index kMostShared = 227 << 10;  // and of large ones
+
+inline CompressionOptions options_for(Codec codec, int code_bits, int state_bits = 9) {
+  CompressionOptions options;
+  options.joint.codec = codec;
+  options.joint.code_bits = code_bits;
+  if (codec == Codec::trellis) options.joint.state_bits = state_bits;
+  return options;
+}
+
+// As cuda::Compressor, in a workspace exactly as large as asked for and not yet written.
+inline CompressionResult compressed(const cuda::Weight& weight, Index rows, Index cols,
+                                    const CompressionOptions& options,
+                                    const SecondMoments& moments = {},
+                                    Order order = Order::ascending,
+                                    Index shared_limit = kLeastShared) {
+  const cuda::CompressionPlan plan(rows, cols, options, shared_limit);
+  const bool fed_back = codes_with_feedback(options, moments);
+  const Index bytes = plan.layout(fed_back).bytes;
+  REQUIRE(bytes % sizeof(std::max_align_t) == 0);
+  std::vector<std::max_align_t> workspace(bytes / sizeof(std::max_align_t));
+  std::memset(workspace.data(), static_cast<int>(kUnwritten), bytes);
+  HostLauncher queue(order);
+  cuda::CompressionPipeline stages(plan, fed_back, weight, workspace.data(), queue);
+  return compress_weight(stages, rows, cols, options, moments);
+}
+
+inline CompressionResult compressed(const reference::Dense& w, const CompressionOptions& options,
+                                    const SecondMoments& moments = {},
+                                    Order order = Order::ascending,
+                                    Index shared_limit = kLeastShared) {
+  return compressed({w.values.data(), ElementType::float32, w.cols}, w.rows, w.cols, options,
+                    moments, order, shared_limit);
+}
+
+inline double relative_error(const PackedMatrix& packed, const reference::Dense& w) {
+  std::vector<float> decoded(w.values.size());
+  packed.decode(decoded.data());
+  return std::pow(reference::distance(decoded, w.values) / reference::norm(w.values), 2);
+}
+
+inline bool same_tensors(const PackedMatrix& a, const PackedMatrix& b) {
+  for (const TensorLayout& tensor : tensor_layout(a.spec())) {
+    if (!std::ranges::equal(a.tensor(tensor.name), b.tensor(tensor.name))) return false;
+  }
+  return a.spec() == b.spec();
+}
+
+// E[x xᵀ] of inputs whose channels go together.
+struct Moments {
+  explicit Moments(Index n) : diagonal(n), full(n * n) {
+    const Index rows = 2 * n;
+    reference::Dense x = reference::gaussian(rows, n, 100);
+    for (Index b = 0; b < rows; ++b) {
+      for (Index j = 1; j < n; ++j) x.values[b * n + j] += 0.8f * x.values[b * n + j - 1];
+    }
+    for (Index i = 0; i < n * n; ++i) {
+      for (Index b = 0; b < rows; ++b) full[i] += x.at(b, i / n) * x.at(b, i % n) / float(rows);
+    }
+    for (Index j = 0; j < n; ++j) diagonal[j] = full[j * n + j];
+  }
+  SecondMoments view() const { return {diagonal, full, {}}; }
+
+  std::vector<float> diagonal, full;
+};
+
+}  // namespace llava_fa::host
