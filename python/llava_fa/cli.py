@@ -112,7 +112,7 @@ def _add_compress(commands: Any) -> None:
     parser.add_argument(
         "--device",
         default="cpu",
-        help="cpu, or an NVIDIA GPU that finds the codes: cuda, cuda:1 (rank 0 only)",
+        help="cpu, or an NVIDIA GPU that finds codes and low rank: cuda, cuda:1",
     )
 
 

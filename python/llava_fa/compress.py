@@ -20,7 +20,7 @@ from .calibrate import DEFAULT_MEMORY
 from .calibration_run import CalibrationInput, CalibrationRequest, CalibrationRun
 from .choice import choose_settings
 from .config import CompressionConfig
-from .device_compression import check_runs_on_gpu, compression_device, to_device
+from .device_compression import compression_device, to_device
 from .errors import DiskFullError, LlavaFaError, NonFiniteError
 from .matrix import compress_matrix
 from .model_card import model_card
@@ -113,8 +113,8 @@ def compress_checkpoint(
         Instead of ``config`` and ``recipe``: the settings of every layer, from
         :func:`plan_checkpoint` or a file that ``llava-fa plan`` saved.
     device
-        ``"cpu"``, or an NVIDIA GPU (``"cuda"``, ``"cuda:1"``) that finds the codes of every matrix;
-        planning and calibration stay on the CPU. Without a low rank.
+        ``"cpu"``, or an NVIDIA GPU (``"cuda"``, ``"cuda:1"``) that finds the codes and the low rank
+        of every matrix; planning and calibration stay on the CPU.
 
     Raises
     ------
@@ -159,8 +159,6 @@ def compress_checkpoint(
     checkpoint = Checkpoint.open(source)
     check_places(checkpoint.folder, folder)
     work = make_plan(checkpoint, config, choice.plan or rules)
-    if place.type == "cuda":
-        check_runs_on_gpu(work.matrices.values())
     _warn(work.warnings)
     settings = {
         "config": config.to_dict(),

@@ -1,11 +1,11 @@
 """Compression on NVIDIA GPUs: from a weight there to a compressed matrix on the CPU.
 
-Codes without a low rank, which is found on the CPU alone; so is the filter of error feedback.
+The small decompositions of a low rank and the filter of error feedback are found on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import _core
 from .arrays import Array, dtype_name, exportable_or_none, is_on_gpu
-from .config import CompressionConfig
 from .device_ops import cuda_unavailable_reason, dense, prepare
 from .errors import DeviceError, DeviceMemoryError
 from .matrix import CompressedMatrix
@@ -54,22 +53,6 @@ def compression_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", chosen.index or 0)
 
 
-def check_runs_on_gpu(configs: Iterable[tuple[str, CompressionConfig]]) -> None:
-    """Refuse settings of layers that only the CPU compresses with.
-
-    Raises
-    ------
-    ValueError
-        Naming the first such layer, the setting and the remedy.
-    """
-    for name, config in configs:
-        if config.rank > 0:
-            raise ValueError(
-                f"layer {name} has rank {config.rank}: low rank is found on the CPU alone; leave "
-                "out the device, or compress with rank 0"
-            )
-
-
 @contextmanager
 def _memory_errors(what: str) -> Iterator[None]:
     """Say what needs the memory that a GPU does not have."""
@@ -102,7 +85,7 @@ def compress(
     Raises
     ------
     NonFiniteError, ValueError, TypeError
-        As :func:`llava_fa.compress_matrix`; also for a low rank.
+        As :func:`llava_fa.compress_matrix`.
     DeviceMemoryError
         The GPU's memory is too full.
     DeviceError

@@ -227,8 +227,8 @@ def compress_matrix(
     ----------
     weight
         (m, n) = (output, input channels), NumPy array or torch tensor of float16, bfloat16,
-        float32 or float64, contiguous or not. A tensor on an NVIDIA GPU is compressed there,
-        without a low rank; the result is on the CPU.
+        float32 or float64, contiguous or not. A tensor on an NVIDIA GPU is compressed there; the
+        result is on the CPU.
     config
         Options; the default is ``CompressionConfig(bits=3)``.
     input_second_moment

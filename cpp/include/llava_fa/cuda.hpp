@@ -102,20 +102,21 @@ struct Workspace {
 // threads and streams may share it.
 class Compressor {
  public:
-  // Throws Error(invalid_argument) if an option is out of range, if there is a rank, which runs on
-  // the CPU alone, and if the device is not 0 .. device_count() - 1; Error(device) if the GPU
-  // cannot be used, saying why.
+  // Throws Error(invalid_argument) if an option is out of range and if the device is not
+  // 0 .. device_count() - 1; Error(device) if the GPU cannot be used, saying why.
   Compressor(Index rows, Index cols, const CompressionOptions& options, int device);
 
   int device() const { return device_; }
 
   // Bytes that compress() needs: about 6 per weight, and for the trellis up to 256 MiB more. With a
   // full second moment, which asks for error feedback unless the options do not, 10 per weight and
-  // 4 n^2 for the filter, and for the trellis up to (m / 2 + 256) 2^(state_bits - code_bits).
+  // 4 n^2 for the filter, and for the trellis up to (m / 2 + 256) 2^(state_bits - code_bits). With a
+  // rank, 5 more per weight and about 24 (rank + 10) (m / 2 + n).
   Index workspace_bytes(bool full_moment) const;
 
   // Runs on a stream of the device, a cudaStream_t or null for the default one, and waits for it.
-  // Moments are in the host's memory, and the filter of error feedback is factored on the CPU.
+  // Moments are in the host's memory, and the filter of error feedback is factored on the CPU; so
+  // are the small triangles of a low rank.
   // Deterministic: equal input gives equal bits on equal GPUs. Against the CPU's result, entries
   // halfway between two points may go either way, and with them what the trellis or the feedback
   // makes of those after them.
