@@ -5,7 +5,7 @@ the GPU, second moments and compressed matrices on the CPU. Seconds times counts
 The bound is the longer one of two times: that in which the weight is read and the codes are
 written, and that of the GPU's arithmetic in float32. The trellis takes 5 operations for each of its
 states and entries, half as many again around the seams of 256 rows; a low rank, products with
-rank + 10 columns; feedback, two products with the triangular filter.
+rank + 10 columns; feedback, the triangular filter's factorization and two products with it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def operations(shape: Shape, setting: Setting) -> float:
         columns = bases * (config.rank + OVERSAMPLING) + (config.max_alternations + 1) * config.rank
         total += COMPLEX_PRODUCT * entries * columns
     if setting.fed_back:
-        total += COMPLEX_PRODUCT * entries * inputs
+        total += COMPLEX_PRODUCT * (entries * inputs + inputs**3 / 6)
     return total
 
 

@@ -116,15 +116,21 @@ class HostStages final : public WeightStages {
     return channel_energies(weight_, output_multiplier, input_multiplier);
   }
 
+  void feed_back(const MatrixView& second_moment,
+                 std::span<const float> input_multiplier) override {
+    filter_ = feedback_filter(second_moment, input_multiplier);
+  }
+
   JointSolution solve(std::span<const float> output_multiplier,
                       std::span<const float> input_multiplier, const JointOptions& options,
-                      const JointWeight& weight) override {
+                      std::span<const float> column_weight) override {
     return solve_joint(half_spectrum(weight_, output_multiplier, input_multiplier), options,
-                       weight);
+                       {column_weight, filter_ ? &*filter_ : nullptr});
   }
 
  private:
   const MatrixView& weight_;
+  std::optional<FeedbackFilter> filter_;
 };
 
 }  // namespace
@@ -174,15 +180,14 @@ CompressionResult compress_weight(WeightStages& stages, Index rows, Index cols,
       signs_or_ones(spec.signs, spec.seed, kOutputSignStream, rows), scales.out, divisor);
   const std::vector<float> input_multiplier = encode_multiplier(input_signs, scales.in, 1.0);
   std::vector<float> column_weight;
-  std::optional<FeedbackFilter> filter;
   if (fed_back) {
-    filter = feedback_filter({moments.input_full.data(), cols, cols, cols},
-                             signed_scales(input_signs, scales.in));
+    stages.feed_back({moments.input_full.data(), cols, cols, cols},
+                     signed_scales(input_signs, scales.in));
   } else if (options.odc == Odc::spectral) {
     column_weight = spectral_column_weights(cols, moments, input_signs);
   }
-  JointSolution solution = stages.solve(output_multiplier, input_multiplier, options.joint,
-                                        {column_weight, filter ? &*filter : nullptr});
+  JointSolution solution =
+      stages.solve(output_multiplier, input_multiplier, options.joint, column_weight);
 
   PackedMatrixBuilder builder(spec);
   builder.put("matrix_scale", &matrix_scale, sizeof(matrix_scale));

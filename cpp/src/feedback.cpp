@@ -7,6 +7,7 @@
 
 #include "backend.hpp"
 #include "checks.hpp"
+#include "filter_stages.hpp"
 #include "llava_fa/calibration.hpp"
 #include "llava_fa/runtime.hpp"
 #include "llava_fa/spectrum.hpp"
@@ -70,14 +71,37 @@ std::vector<float> normalized(std::span<const float> multiplier, double mean, In
   return out;
 }
 
-FeedbackFilter empty_filter(Index n) {
-  FeedbackFilter filter;
-  filter.size = n;
-  filter.diagonal.assign(static_cast<std::size_t>(n), 1.0f);
-  filter.blocks = FloatBuffer(FeedbackFilter::floats(n));
-  std::fill_n(filter.blocks.data(), filter.blocks.count(), 0.0f);
-  return filter;
-}
+// A second moment in the host's memory.
+class HostFilterStages final : public FilterStages {
+ public:
+  void transform(const MatrixView& second_moment, std::span<const float> multiplier) override {
+    half_ = half_spectrum(second_moment, multiplier, multiplier);
+    allocate(second_moment.cols);
+  }
+
+  bool factor(double damping) override {
+    filter_.damping = damping;
+    return cpu_backend().factor_second_moment(half_, damping, num_threads(), filter_);
+  }
+
+  void set_identity(Index size) override {
+    allocate(size);
+    std::fill(filter_.diagonal.begin(), filter_.diagonal.end(), 1.0f);
+    std::fill_n(filter_.blocks.data(), filter_.blocks.count(), 0.0f);
+  }
+
+  FeedbackFilter finish() && { return std::move(filter_); }
+
+ private:
+  void allocate(Index size) {
+    filter_.size = size;
+    filter_.diagonal.resize(static_cast<std::size_t>(size));
+    filter_.blocks = FloatBuffer(FeedbackFilter::floats(size));
+  }
+
+  FeedbackFilter filter_;
+  ComplexMatrix half_;
+};
 
 // Rows of random signs z_j times D_j^1/2, so that dividing by R on the right gives z M⁻¹.
 ComplexMatrix weighted_probes(const FeedbackFilter& filter) {
@@ -93,25 +117,28 @@ ComplexMatrix weighted_probes(const FeedbackFilter& filter) {
 
 }  // namespace
 
-FeedbackFilter feedback_filter(const MatrixView& second_moment,
-                               std::span<const float> input_multiplier) {
+void find_filter(FilterStages& stages, const MatrixView& second_moment,
+                 std::span<const float> input_multiplier) {
   check_entries(second_moment);
   require_argument(
       input_multiplier.empty() || static_cast<Index>(input_multiplier.size()) == second_moment.cols,
       "input_multiplier has length ", input_multiplier.size(), ", expected ", second_moment.cols);
-  FeedbackFilter filter = empty_filter(second_moment.cols);
   const double mean = mean_diagonal(second_moment, input_multiplier);
-  if (!(mean > 0)) return filter;
-  const std::vector<float> multiplier = normalized(input_multiplier, mean, second_moment.cols);
-  const ComplexMatrix half = half_spectrum(second_moment, multiplier, multiplier);
+  if (!(mean > 0)) return stages.set_identity(second_moment.cols);
+  stages.transform(second_moment, normalized(input_multiplier, mean, second_moment.cols));
   for (double damping = kDamping; damping <= kLargestDamping; damping *= 10.0) {
-    if (!cpu_backend().factor_second_moment(half, damping, num_threads(), filter)) continue;
-    filter.damping = damping;
-    return filter;
+    if (stages.factor(damping)) return;
   }
   throw Error(ErrorCode::invalid_argument,
               "the full input_second_moment is not positive semidefinite: adding its mean diagonal "
               "does not make it so; was it accumulated as E[x x^T]?");
+}
+
+FeedbackFilter feedback_filter(const MatrixView& second_moment,
+                               std::span<const float> input_multiplier) {
+  HostFilterStages stages;
+  find_filter(stages, second_moment, input_multiplier);
+  return std::move(stages).finish();
 }
 
 FedBackNoise fed_back_noise(const FeedbackFilter& filter) {

@@ -86,6 +86,11 @@ class HostJointStages final : public JointStages {
     return randomized_svd(work_, options, warm_start);
   }
 
+  void remove_filter(ComplexMatrix& right) override {
+    if (weight_.filter == nullptr) return;
+    cpu_backend().solve_filter(*weight_.filter, num_threads(), right);
+  }
+
   CodingCost encode(const Factors& factors) override {
     without_factors(factors);
     EncodedEntries encoded = encode_entries(
@@ -197,8 +202,12 @@ class HostJointStages final : public JointStages {
 // Steps 1 to 4 of a rank of 1 or more.
 class Alternation {
  public:
-  Alternation(JointStages& stages, const JointOptions& options, const JointWeight& weight)
-      : stages_(stages), options_(options), weight_(weight), energy_(stages.energy()) {}
+  Alternation(JointStages& stages, const JointOptions& options,
+              std::span<const float> column_weight)
+      : stages_(stages),
+        options_(options),
+        column_weight_(column_weight),
+        energy_(stages.energy()) {}
 
   JointSolution solve() {
     JointSolution best;
@@ -235,10 +244,8 @@ class Alternation {
     Factors factors;
     factors.left = store_factor(scaled_transpose(result.left_vectors, result.singular_values),
                                 options_.factor_bits);
-    ComplexMatrix right = scaled_rows(result.right_vectors, result.singular_values, weight_.column);
-    if (weight_.filter != nullptr) {
-      cpu_backend().solve_filter(*weight_.filter, num_threads(), right);
-    }
+    ComplexMatrix right = scaled_rows(result.right_vectors, result.singular_values, column_weight_);
+    stages_.remove_filter(right);
     factors.right = store_factor(std::move(right), options_.factor_bits);
     warm_start_ = std::move(result.right_vectors);
     return factors;
@@ -254,7 +261,7 @@ class Alternation {
 
   JointStages& stages_;
   const JointOptions& options_;
-  const JointWeight& weight_;
+  std::span<const float> column_weight_;
   double energy_;
   ComplexMatrix warm_start_;
 };
@@ -307,8 +314,9 @@ void validate(const JointOptions& options) {
 }
 
 JointSolution alternate(JointStages& stages, const JointOptions& options,
-                        const JointWeight& weight) {
-  return options.rank == 0 ? encode(stages, options) : Alternation(stages, options, weight).solve();
+                        std::span<const float> column_weight) {
+  return options.rank == 0 ? encode(stages, options)
+                           : Alternation(stages, options, column_weight).solve();
 }
 
 JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& options,
@@ -327,7 +335,7 @@ JointSolution solve_joint(const ComplexMatrix& spectrum, const JointOptions& opt
                    "the feedback filter has size ", weight.filter ? weight.filter->size : 0,
                    ", expected ", spectrum.cols());
   HostJointStages stages(spectrum, options, weight);
-  return alternate(stages, options, weight);
+  return alternate(stages, options, weight.column);
 }
 
 }  // namespace llava_fa

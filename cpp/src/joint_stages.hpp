@@ -30,6 +30,8 @@ class JointStages {
   virtual double energy() = 0;
   // Truncated SVD of (Ã - Q) R, as randomized_svd().
   virtual TruncatedSvd decompose(const SvdOptions& options, const ComplexMatrix* warm_start) = 0;
+  // right (rank, cols) = right R⁻¹ if R is a filter; else it is left as it is.
+  virtual void remove_filter(ComplexMatrix& right) = 0;
   // Finds codes of Ã - L; not yet Q.
   virtual CodingCost encode(const Factors& factors) = 0;
   // The codes found last become Q.
@@ -42,9 +44,10 @@ class JointStages {
   virtual PolarCodes codes(const Factors& factors, bool unbiased) = 0;
 };
 
-// solve_joint() of a spectrum, stage by stage. Options and weight are checked before.
+// solve_joint() of a spectrum, stage by stage, with the column weights of R = diag(d) or none.
+// Options are checked before.
 JointSolution alternate(JointStages& stages, const JointOptions& options,
-                        const JointWeight& weight);
+                        std::span<const float> column_weight);
 
 // Extra columns of the block that finds a low rank. Fewer than default_oversampling: every pass
 // pays for them, and a pass starts from where the last one ended, so that a subspace not found at

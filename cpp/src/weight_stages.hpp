@@ -17,10 +17,14 @@ class WeightStages {
   // As channel_energies() of the weight.
   virtual ChannelEnergies energies(std::span<const float> output_multiplier,
                                    std::span<const float> input_multiplier) = 0;
-  // As solve_joint() of the half spectrum of diag(output) W diag(input).
+  // As feedback_filter(); solve() then finds codes under that filter.
+  virtual void feed_back(const MatrixView& second_moment,
+                         std::span<const float> input_multiplier) = 0;
+  // As solve_joint() of the half spectrum of diag(output) W diag(input). Column weights or
+  // feedback, not both.
   virtual JointSolution solve(std::span<const float> output_multiplier,
                               std::span<const float> input_multiplier, const JointOptions& options,
-                              const JointWeight& weight) = 0;
+                              std::span<const float> column_weight) = 0;
 };
 
 // compress_matrix() of a weight (rows, cols), stage by stage.

@@ -1,6 +1,6 @@
 """Compression on NVIDIA GPUs: from a weight there to a compressed matrix on the CPU.
 
-The small decompositions of a low rank and the filter of error feedback are found on the CPU.
+Only the small triangles of a low rank are decomposed on the CPU.
 """
 
 from __future__ import annotations

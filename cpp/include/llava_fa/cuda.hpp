@@ -110,13 +110,13 @@ class Compressor {
 
   // Bytes that compress() needs: about 6 per weight, and for the trellis up to 256 MiB more. With a
   // full second moment, which asks for error feedback unless the options do not, 10 per weight and
-  // 4 n^2 for the filter, and for the trellis up to (m / 2 + 256) 2^(state_bits - code_bits). With a
-  // rank, 5 more per weight and about 24 (rank + 10) (m / 2 + n).
+  // 4 n^2 for the filter, at least 16 n^2 for its factorization, and for the trellis up to
+  // (m / 2 + 256) 2^(state_bits - code_bits). With a rank, 5 more per weight and about
+  // 24 (rank + 10) (m / 2 + n).
   Index workspace_bytes(bool full_moment) const;
 
   // Runs on a stream of the device, a cudaStream_t or null for the default one, and waits for it.
-  // Moments are in the host's memory, and the filter of error feedback is factored on the CPU; so
-  // are the small triangles of a low rank.
+  // Moments are in the host's memory, where also the small triangles of a low rank are decomposed.
   // Deterministic: equal input gives equal bits on equal GPUs. Against the CPU's result, entries
   // halfway between two points may go either way, and with them what the trellis or the feedback
   // makes of those after them.

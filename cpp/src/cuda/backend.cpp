@@ -188,10 +188,15 @@ class CudaStages final : public WeightStages {
     return pipeline_.energies(output_multiplier, input_multiplier);
   }
 
+  void feed_back(const MatrixView& second_moment,
+                 std::span<const float> input_multiplier) override {
+    pipeline_.feed_back(second_moment, input_multiplier);
+  }
+
   JointSolution solve(std::span<const float> output_multiplier,
                       std::span<const float> input_multiplier, const JointOptions& options,
-                      const JointWeight& weight) override {
-    return pipeline_.solve(output_multiplier, input_multiplier, options, weight);
+                      std::span<const float> column_weight) override {
+    return pipeline_.solve(output_multiplier, input_multiplier, options, column_weight);
   }
 
  private:

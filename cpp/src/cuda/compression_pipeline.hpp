@@ -1,14 +1,11 @@
-// A weight in device memory to a packed matrix, as sequences of kernels: its channels' energies and
-// its half spectrum here, low rank and codes in joint_pipeline.hpp. Twin of the stages' calls in
-// ../compress_matrix.cpp.
+// A weight in device memory to a packed matrix, as sequences of kernels: its channels' energies
+// here, all else in the pipelines of its stages. Twin of the stages in ../compress_matrix.cpp.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
 #include "../weight_stages.hpp"
-#include "half_spectrum.hpp"
+#include "filter_pipeline.hpp"
 #include "joint_pipeline.hpp"
+#include "spectrum_pipeline.hpp"
 
 namespace llava_fa::cuda {
 
@@ -35,12 +32,21 @@ class CompressionPipeline final : public WeightStages {
     return energies;
   }
 
+  void feed_back(const MatrixView& second_moment,
+                 std::span<const float> input_multiplier) override {
+    FilterPipeline<Queue> stages(plan_, layout_, memory_);
+    find_filter(stages, second_moment, input_multiplier);
+    fed_back_ = true;
+  }
+
   JointSolution solve(std::span<const float> output_multiplier,
                       std::span<const float> input_multiplier, const JointOptions& options,
-                      const JointWeight& weight) override {
-    transform_weight(scaled(output_multiplier, input_multiplier));
-    JointPipeline<Queue> stages(plan_, layout_, memory_, options, weight);
-    return alternate(stages, options, weight);
+                      std::span<const float> column_weight) override {
+    SpectrumPipeline<Queue>(plan_, layout_, memory_)
+        .transform(scaled(output_multiplier, input_multiplier), plan_.column_transform(),
+                   memory_.template at<Complex>(layout_.spectrum));
+    JointPipeline<Queue> stages(plan_, layout_, memory_, options, column_weight, fed_back_);
+    return alternate(stages, options, column_weight);
   }
 
  private:
@@ -73,32 +79,11 @@ class CompressionPipeline final : public WeightStages {
     report_non_finite(row, entries);
   }
 
-  // Buffers, grid and shared memory of the kernels that transform.
-  template <class Kernel>
-  void launch_transform(Kernel kernel, Index elements, Index sequences) {
-    const Index shared = shared_bytes_of_transform(elements, plan_.shared_limit());
-    kernel.buffers = {shared > 0 ? nullptr : memory_.template at<Complex>(layout_.transforms),
-                      elements};
-    memory_.queue().launch(kernel, shared > 0 ? sequences : std::min(sequences, kTransformBlocks),
-                           1, shared);
-  }
-
-  void transform_weight(const ScaledWeight& weight) {
-    const Index rows = plan_.half_rows(), cols = plan_.cols();
-    Complex* const spectrum = memory_.template at<Complex>(layout_.spectrum);
-    const std::byte* const constants = memory_.template at<std::byte>(layout_.constants);
-    const ColumnSpectra columns = {plan_.column_transform().at(constants), {}, weight, spectrum};
-    launch_transform(columns, plan_.column_transform().buffer_elements(), cols);
-    if (cols == 1) return;
-    const float unitary = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cols)));
-    const RowSpectra lines = {plan_.row_transform().at(constants), {}, spectrum, rows, unitary};
-    launch_transform(lines, plan_.row_transform().buffer_elements(), rows);
-  }
-
   const CompressionPlan& plan_;
   CompressionPlan::Layout layout_;
   Weight weight_;
   WorkMemory<Queue> memory_;
+  bool fed_back_ = false;  // so far
 };
 
 }  // namespace llava_fa::cuda

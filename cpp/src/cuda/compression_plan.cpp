@@ -34,7 +34,8 @@ CompressionPlan::CompressionPlan(Index rows, Index cols, const CompressionOption
       rank_(options.joint.rank),
       shared_limit_(shared_limit),
       columns_(rows, builder_),
-      rows_transform_(cols, builder_) {
+      rows_transform_(cols, builder_),
+      moment_columns_(cols, builder_) {
   if (codec_ == Codec::trellis) {
     state_bits_ = effective_state_bits(half_rows(), code_bits_, options.joint.state_bits);
     add_trellis(builder_);
@@ -89,6 +90,31 @@ SubspaceLayout CompressionPlan::subspace_layout(Arena& arena) const {
   return layout;
 }
 
+// Buffers of the transforms that are too long for shared memory.
+Index CompressionPlan::transform_bytes(bool fed_back) const {
+  Index bytes = 0;
+  const auto add = [&](Index elements, Index sequences) {
+    if (shared_bytes_of_transform(elements, shared_limit_) > 0) return;
+    bytes = std::max(bytes, std::min(sequences, kTransformBlocks) * 2 * elements * 8);
+  };
+  add(columns_.buffer_elements(), cols_);
+  add(rows_transform_.buffer_elements(), half_rows());
+  if (fed_back) {
+    add(moment_columns_.buffer_elements(), cols_);
+    add(rows_transform_.buffer_elements(), llava_fa::half_rows(cols_));
+  }
+  return bytes;
+}
+
+// Returns where the arrays of the factorization end.
+Index CompressionPlan::place_factoring(Layout& layout, Arena arena) const {
+  layout.moment_spectrum = arena.take(llava_fa::half_rows(cols_) * cols_ * 8);
+  layout.factor = arena.take(cols_ * cols_ * 8);
+  layout.factor_inverse = arena.take(kFilterBlock * kFilterBlock * 8);
+  layout.factor_failed = arena.take(4);
+  return arena.bytes();
+}
+
 CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
   const Index half = half_rows(), entries = half * cols_;
   Layout layout;
@@ -100,15 +126,18 @@ CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
   layout.squared_weight = arena.take(cols_ * 4);
   layout.row_energies = arena.take(rows_ * 8);
   layout.col_energies = arena.take(cols_ * 8);
+  layout.transforms = arena.take(transform_bytes(fed_back));
+  Index factoring_end = 0;
+  if (fed_back) {
+    layout.filter = arena.take(4 * FeedbackFilter::floats(cols_));
+    layout.diagonal = arena.take(4 * cols_);
+    // What follows is not used until the filter is there.
+    factoring_end = place_factoring(layout, arena);
+    layout.errors = arena.take(entries * 8);
+    layout.targets = arena.take(2 * kFilterBlock * half * 8);
+    layout.fed_back_sums = arena.take(half * static_cast<Index>(sizeof(FedBackSum)));
+  }
   layout.spectrum = arena.take(entries * 8);
-  Index buffers = 0;
-  const auto add_buffers = [&](Index elements, Index sequences) {
-    if (shared_bytes_of_transform(elements, shared_limit_) > 0) return;
-    buffers = std::max(buffers, std::min(sequences, kTransformBlocks) * 2 * elements * 8);
-  };
-  add_buffers(columns_.buffer_elements(), cols_);
-  add_buffers(rows_transform_.buffer_elements(), half);
-  layout.transforms = arena.take(buffers);
   layout.sizes = arena.take(half * 4);
   layout.points = arena.take(entries * 2);
   layout.sums = arena.take(half * static_cast<Index>(sizeof(RowSum)));
@@ -118,13 +147,6 @@ CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
     layout.ways = arena.take(blocks * PathSearch<true>::most_steps(half) * groups);
     if (!searches_in_shared(fed_back)) layout.costs = arena.take(blocks * 2 * groups * 4);
   }
-  if (fed_back) {
-    layout.filter = arena.take(4 * FeedbackFilter::floats(cols_));
-    layout.diagonal = arena.take(4 * cols_);
-    layout.errors = arena.take(entries * 8);
-    layout.targets = arena.take(2 * kFilterBlock * half * 8);
-    layout.fed_back_sums = arena.take(half * static_cast<Index>(sizeof(FedBackSum)));
-  }
   if (rank_ > 0) {
     layout.residual = arena.take(entries * 8);
     layout.other_points = arena.take(entries * 2);
@@ -133,7 +155,7 @@ CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
     layout.right_factor = arena.take(rank_ * cols_ * 8);
     layout.subspace = subspace_layout(arena);
   }
-  layout.bytes = arena.bytes();
+  layout.bytes = std::max(arena.bytes(), factoring_end);
   return layout;
 }
 

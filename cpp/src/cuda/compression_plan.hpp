@@ -60,6 +60,8 @@ class CompressionPlan {
   int ring_count() const { return ring_count_; }
   const RealFftTables& column_transform() const { return columns_; }
   const FftTables& row_transform() const { return rows_transform_; }
+  // Of the columns of a second moment.
+  const RealFftTables& moment_transform() const { return moment_columns_; }
   Index shared_limit() const { return shared_limit_; }
 
   CodeBook code_book() const { return {codec_, code_bits_, state_bits_}; }
@@ -84,6 +86,10 @@ class CompressionPlan {
     Index ways = 0, costs = 0;  // of searches
     // Under feedback:
     Index filter = 0, diagonal = 0;  // float, as FeedbackFilter has them
+    Index moment_spectrum = 0;       // (half of cols, cols) Complex
+    Index factor = 0;                // (cols, cols) Complex
+    Index factor_inverse = 0;        // (kFilterBlock, kFilterBlock) Complex
+    Index factor_failed = 0;         // int
     Index errors = 0;                // (half rows, cols) Complex
     Index targets = 0;               // (2, kFilterBlock, half rows) Complex
     Index fed_back_sums = 0;         // (half rows) FedBackSum
@@ -100,6 +106,8 @@ class CompressionPlan {
  private:
   void add_constellation(ConstantsBuilder& constants);
   void add_trellis(ConstantsBuilder& constants);
+  Index transform_bytes(bool fed_back) const;
+  Index place_factoring(Layout& layout, Arena arena) const;
   SubspaceLayout subspace_layout(Arena& arena) const;
 
   Index rows_, cols_;
@@ -112,6 +120,7 @@ class CompressionPlan {
   ConstantsBuilder builder_;  // before the tables, which fill it
   RealFftTables columns_;
   FftTables rows_transform_;
+  RealFftTables moment_columns_;
   Places places_;
   std::vector<std::byte> constants_;
 };

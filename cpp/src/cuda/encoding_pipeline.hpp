@@ -23,15 +23,17 @@ struct EncodedPoints {
 template <class Queue>
 class EncodingPipeline {
  public:
+  // Under feedback the filter is at its place.
   EncodingPipeline(const CompressionPlan& plan, const CompressionPlan::Layout& layout,
                    const WorkMemory<Queue>& memory, const JointOptions& options,
-                   const JointWeight& weight)
+                   std::span<const float> column_weight, bool fed_back)
       : plan_(plan), layout_(layout), memory_(memory), unbiased_(options.unbiased) {
-    if (weight.filter != nullptr) {
-      upload_filter(*weight.filter);
+    if (fed_back) {
+      find_blocks();
       gain_ = feedback_gain(plan.half_rows(), plan.code_book());
-    } else if (!weight.column.empty()) {
-      std::vector<float> squares(weight.column.begin(), weight.column.end());
+    }
+    if (!column_weight.empty()) {
+      std::vector<float> squares(column_weight.begin(), column_weight.end());
       for (float& d : squares) d *= d;
       squared_weight_ = memory_.upload(std::span<const float>(squares), layout.squared_weight);
     }
@@ -90,14 +92,13 @@ class EncodingPipeline {
   }
   float* sizes() const { return work<float>(layout_.sizes); }
 
-  void upload_filter(const FeedbackFilter& filter) {
-    const auto floats = static_cast<std::size_t>(FeedbackFilter::floats(filter.size));
-    const float* const blocks =
-        memory_.upload(std::span(filter.blocks.data(), floats), layout_.filter);
-    const float* const diagonal = memory_.upload(std::span(filter.diagonal), layout_.diagonal);
-    for (Index b = 0; b < filter.block_count(); ++b) {
-      filter_.push_back({blocks + FeedbackFilter::block_offset(b), diagonal,
-                         b * FeedbackFilter::kBlock, static_cast<int>(filter.block_width(b))});
+  void find_blocks() {
+    const float* const blocks = work<float>(layout_.filter);
+    const Index n = plan_.cols();
+    for (Index first = 0; first < n; first += kFilterBlock) {
+      filter_.push_back({blocks + FeedbackFilter::block_offset(first / kFilterBlock),
+                         work<float>(layout_.diagonal), first,
+                         static_cast<int>(std::min<Index>(kFilterBlock, n - first))});
     }
   }
 

@@ -17,13 +17,13 @@ class JointPipeline final : public JointStages {
   // Of the spectrum at its place.
   JointPipeline(const CompressionPlan& plan, const CompressionPlan::Layout& layout,
                 const WorkMemory<Queue>& memory, const JointOptions& options,
-                const JointWeight& weight)
+                std::span<const float> column_weight, bool fed_back)
       : plan_(plan),
         layout_(layout),
         memory_(memory),
-        encoding_(plan, layout, memory, options, weight) {
-    if (!weight.column.empty()) {
-      column_weight_ = memory_.upload(weight.column, layout.column_weight);
+        encoding_(plan, layout, memory, options, column_weight, fed_back) {
+    if (!column_weight.empty()) {
+      column_weight_ = memory_.upload(column_weight, layout.column_weight);
     }
   }
 
@@ -38,6 +38,13 @@ class JointPipeline final : public JointStages {
     apply_filter(residual());
     return SubspacePipeline<Queue>(layout_.subspace, memory_)
         .decompose({residual(), plan_.half_rows(), plan_.cols()}, options, warm_start);
+  }
+
+  // On the host, of a few rows.
+  void remove_filter(ComplexMatrix& right) override {
+    if (encoding_.filter().empty()) return;
+    if (filter_.size == 0) download_filter();
+    cpu_backend().solve_filter(filter_, num_threads(), right);
   }
 
   CodingCost encode(const Factors& factors) override {
@@ -77,6 +84,15 @@ class JointPipeline final : public JointStages {
   }
   const Complex* spectrum() const { return work<Complex>(layout_.spectrum); }
   Complex* residual() const { return work<Complex>(layout_.residual); }
+
+  void download_filter() {
+    const Index n = plan_.cols();
+    filter_.size = n;
+    filter_.diagonal = memory_.download(work<float>(layout_.diagonal), n);
+    filter_.blocks = FloatBuffer(FeedbackFilter::floats(n));
+    const std::span<float> blocks(filter_.blocks.data(), FeedbackFilter::floats(n));
+    memory_.queue().download(work<float>(layout_.filter), std::as_writable_bytes(blocks));
+  }
 
   // Ã - L.
   const Complex* without(const Factors& factors) {
@@ -145,6 +161,7 @@ class JointPipeline final : public JointStages {
   EncodingPipeline<Queue> encoding_;
   EncodedPoints found_, kept_;
   const float* column_weight_ = nullptr;
+  FeedbackFilter filter_;  // once it was asked for
 };
 
 }  // namespace llava_fa::cuda

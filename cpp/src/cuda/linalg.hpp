@@ -7,14 +7,15 @@
 
 namespace llava_fa::cuda {
 
-// Entry (i, j) of a matrix (rows, cols); zero outside.
+// Entry (i, j) of a matrix (rows, cols), rows pitch entries apart; zero outside.
 struct BoundedMatrix {
   const Complex* entries;
   Index rows;
   Index cols;
+  Index pitch = cols;
 
   LLAVA_FA_SHARED Complex at(Index i, Index j) const {
-    return i < rows && j < cols ? entries[i * cols + j] : Complex{0, 0};
+    return i < rows && j < cols ? entries[i * pitch + j] : Complex{0, 0};
   }
 };
 
@@ -27,7 +28,7 @@ struct ProductGrid {
   Index y() const { return ceil_div(cols, ProductTile::kColumns); }
 };
 
-// out = left right.
+// out = left right. Of up to ProductTile::kColumns columns, `out` may be `left`.
 struct Multiply {
   static constexpr int kThreads = ProductTile::kThreads;
   static constexpr int kMinBlocks = 2;
@@ -35,6 +36,7 @@ struct Multiply {
   BoundedMatrix left;
   BoundedMatrix right;
   Complex* out;  // (left.rows, right.cols)
+  Index out_pitch = right.cols;
 
   ProductGrid grid() const { return {left.rows, right.cols}; }
 
@@ -47,7 +49,7 @@ struct Multiply {
         [&](Index i, int c) { return right.at(i, column + c); },
         [&](int r, int c, Complex sum) {
           if (row + r >= left.rows || column + c >= right.cols) return;
-          out[(row + r) * right.cols + column + c] = sum;
+          out[(row + r) * out_pitch + column + c] = sum;
         });
   }
 };

@@ -7,8 +7,8 @@
 
 namespace llava_fa::cuda {
 
-// How neighbouring threads walk through a left operand: along its rows or down its columns,
-// whichever is contiguous.
+// How neighbouring threads walk through an operand: along its rows or down its columns, whichever
+// is contiguous.
 enum class Walk { along_rows, down_columns };
 
 // A thread has 2 rows of 4 columns.
@@ -19,13 +19,14 @@ struct ProductTile {
   static constexpr int kStep = 16;
 
   static constexpr Index shared_bytes() {
-    return (kRows * kPitch + kStep * kColumns) * Index{sizeof(Complex)};
+    return (kRows * kPitch + kStep * kColumnPitch) * Index{sizeof(Complex)};
   }
 
   // put(r, c, sum over i < inner of left(r, i) right(i, c)) for r < kRows, c < kColumns; operands
   // are asked for all i below inner rounded up to kStep, and are zero where there is nothing. When
   // the first is put, all have been read.
-  template <Walk walk, class Block, class Left, class Right, class Put>
+  template <Walk of_left, Walk of_right = Walk::along_rows, class Block, class Left, class Right,
+            class Put>
   LLAVA_FA_KERNEL static void multiply(Block& block, Index inner, Left left, Right right, Put put) {
     Complex* const x = block.template shared<Complex>();
     Complex* const y = x + kRows * kPitch;
@@ -34,12 +35,14 @@ struct ProductTile {
     for (Index i = 0; i < inner; i += kStep) {
       block.phase([&](int thread) {
         for (int e = thread; e < kRows * kStep; e += kThreads) {
-          const int r = walk == Walk::along_rows ? e / kStep : e % kRows;
-          const int step = walk == Walk::along_rows ? e % kStep : e / kRows;
+          const int r = of_left == Walk::along_rows ? e / kStep : e % kRows;
+          const int step = of_left == Walk::along_rows ? e % kStep : e / kRows;
           x[r * kPitch + step] = left(r, i + step);
         }
         for (int e = thread; e < kStep * kColumns; e += kThreads) {
-          y[e] = right(i + e / kColumns, e % kColumns);
+          const int step = of_right == Walk::along_rows ? e / kColumns : e % kStep;
+          const int c = of_right == Walk::along_rows ? e % kColumns : e / kStep;
+          y[step * kColumnPitch + c] = right(i + step, c);
         }
       });
       block.phase([&](int thread) { add(x, y, thread, sums[thread]); });
@@ -58,7 +61,8 @@ struct ProductTile {
 
  private:
   static constexpr int kColumnThreads = 16, kRowsEach = 2, kColumnsEach = 4;
-  static constexpr int kPitch = kStep + 1;  // rows of a tile in different banks
+  static constexpr int kPitch = kStep + 1;  // rows of a tile in different banks, and columns
+  static constexpr int kColumnPitch = kColumns + 1;
   static_assert(kColumnThreads * kColumnsEach == kColumns);
   static_assert(kThreads / kColumnThreads * kRowsEach == kRows);
 
@@ -75,7 +79,7 @@ struct ProductTile {
       for (int r = 0; r < kRowsEach; ++r) {
         LLAVA_FA_UNROLL
         for (int c = 0; c < kColumnsEach; ++c) {
-          add_product(x[(row + r) * kPitch + i], y[i * kColumns + column + c * kColumnThreads],
+          add_product(x[(row + r) * kPitch + i], y[i * kColumnPitch + column + c * kColumnThreads],
                       sums.of[r][c]);
         }
       }
