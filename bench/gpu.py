@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +27,8 @@ DEFINES = {
     "LLAVA_FA_CPU_VARIANTS": "baseline;x86-64-v3",
 }
 # Seconds that each step may take; together less than 9 minutes.
-LIMITS = {"build": 200, "tests": 130, "gpu_speed": 110, "gpu_compression": 90}
+LIMITS = {"build": 170, "tests": 120, "gpu_speed": 110, "gpu_compression": 80, "memcheck": 55}
+SANITIZER = "compute-sanitizer"
 
 
 def run(step: str, command: list[str]) -> tuple[int, str, float]:
@@ -70,6 +72,18 @@ def tests() -> tuple[int, str, float]:
     if status == 0 and not re.search(r"\d+ passed", output):
         status = 1
     return status, output, seconds
+
+
+def memcheck() -> tuple[str, int, float]:
+    """Run the small suite under NVIDIA's memory checker, if there is one; name, status, seconds."""
+    if (checker := shutil.which(SANITIZER)) is None:
+        return f"memcheck left out: {SANITIZER} is not installed", 0, 0.0
+    # Tensors of their own allocations, so that none hides what goes beyond another.
+    uncached = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"]
+    check = [checker, "--tool", "memcheck", "--error-exitcode", "9"]
+    suite = [sys.executable, "-m", "pytest", "--tb=short", "tests/cuda/test_memory.py"]
+    status, output, seconds = run("memcheck", [*uncached, *check, *suite])
+    return f"memcheck: {summary(output)}", status, seconds
 
 
 def answer(command: list[str]) -> str:
@@ -117,6 +131,9 @@ def main() -> int:
             steps.append({"step": bench, "status": status, "seconds": seconds})
             tables |= {f"{bench}: {name}": rows for name, rows in found.pop("tables", {}).items()}
             figures |= found
+    if status == 0:
+        name, status, seconds = memcheck()
+        steps.append({"step": name, "status": status, "seconds": seconds})
     figures |= {"device_and_driver": driver, "commit": commit}
     support.publish("gpu", arguments.json, {"Steps": steps, **tables}, figures)
     return status

@@ -232,17 +232,13 @@ struct PathSearch {
       }
       room.candidates[thread] = found;
     });
-    join_all(block, room.candidates, cheaper_candidate);
+    join_all(block, room.candidates, [](Candidate a, Candidate b) { return cheaper(a, b); });
     block.phase([&](int thread) {
       if (thread == 0) {
         const int u = room.candidates[0].way;
         room.targets[0].closing_state = leading_state(room, steps - 1, u);
       }
     });
-  }
-
-  LLAVA_FA_KERNEL static Candidate cheaper_candidate(Candidate a, Candidate b) {
-    return cheaper(a, b);
   }
 
   // The state at a step from which the path goes on to group u.
