@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -241,32 +243,28 @@ TEST_CASE("CUDA: low rank and codes are found as on the CPU, with every code and
                                            {Codec::product, 5},
                                            {Codec::ring, 4},
                                            {Codec::trellis, 4}}) {
-      for (const Index rank : {1, 5, 30}) {
-        for (const bool unbiased : {false, true}) {
-          CompressionOptions options =
-              with_rank(options_for(codec, code_bits, 8), rank, rank == 5 ? 16 : 8);
-          options.joint.unbiased = unbiased;
-          const auto check = [&](const SecondMoments& moments, Odc odc) {
-            CAPTURE(codec_name(codec));
-            CAPTURE(m);
-            CAPTURE(rank);
-            CAPTURE(unbiased);
-            CAPTURE(odc_name(odc));
-            options.odc = odc;
-            const CompressionResult expected = compress_matrix(w.view(), options, moments);
-            const CompressionResult found = compressed(w, options, moments);
-            CHECK(found.matrix.spec() == expected.matrix.spec());
-            CHECK(found.objective[0] == doctest::Approx(expected.objective[0]).epsilon(0.01));
-            CHECK(found.objective.back() ==
-                  doctest::Approx(expected.objective.back()).epsilon(0.02));
-            CHECK(std::ranges::is_sorted(found.objective, std::greater_equal{}));
-            CHECK(relative_error(found.matrix, w) ==
-                  doctest::Approx(relative_error(expected.matrix, w)).epsilon(0.02));
-          };
-          check({}, Odc::spatial);
-          check(diagonal, Odc::spectral);
-          check(correlated.view(), Odc::spatial);  // error feedback
-        }
+      for (const auto& [rank, factor_bits, unbiased] :
+           {std::tuple{1, 8, true}, {5, 16, false}, {30, 8, false}}) {
+        CompressionOptions options = with_rank(options_for(codec, code_bits, 8), rank, factor_bits);
+        options.joint.unbiased = unbiased;
+        const auto check = [&](const SecondMoments& moments, Odc odc) {
+          CAPTURE(codec_name(codec));
+          CAPTURE(m);
+          CAPTURE(rank);
+          CAPTURE(odc_name(odc));
+          options.odc = odc;
+          const CompressionResult expected = compress_matrix(w.view(), options, moments);
+          const CompressionResult found = compressed(w, options, moments);
+          CHECK(found.matrix.spec() == expected.matrix.spec());
+          CHECK(found.objective[0] == doctest::Approx(expected.objective[0]).epsilon(0.01));
+          CHECK(found.objective.back() == doctest::Approx(expected.objective.back()).epsilon(0.02));
+          CHECK(std::ranges::is_sorted(found.objective, std::greater_equal{}));
+          CHECK(relative_error(found.matrix, w) ==
+                doctest::Approx(relative_error(expected.matrix, w)).epsilon(0.02));
+        };
+        check({}, Odc::spatial);
+        check(diagonal, Odc::spectral);
+        check(correlated.view(), Odc::spatial);  // error feedback
       }
     }
   }
