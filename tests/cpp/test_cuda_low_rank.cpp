@@ -225,7 +225,7 @@ TEST_CASE("CUDA: rows times the feedback filter are the CPU's") {
             n,
             {filter.block(b), filter.diagonal.data(), b * FeedbackFilter::kBlock,
              static_cast<int>(filter.block_width(b))}};
-        HostLauncher(order).launch(kernel, kernel.tiles(), 1, kernel.shared_bytes());
+        run_product(kernel, order);
       }
       CHECK(distance(planes(values, rows, n), expected) <= 2e-6 * reference::norm(expected));
     }

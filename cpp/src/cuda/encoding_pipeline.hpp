@@ -161,7 +161,7 @@ class EncodingPipeline {
     const FeedbackTargets kernel = {
         target, work<Complex>(layout_.errors), plan_.half_rows(), plan_.cols(),
         block,  work<Complex>(layout_.targets)};
-    memory_.queue().launch(kernel, kernel.tiles(), 2, kernel.shared_bytes());
+    memory_.multiply(kernel);
   }
 
   template <class Chooser>

@@ -12,11 +12,10 @@
 
 namespace llava_fa::cuda {
 
-// Grid (tiles of rows, 2): T, then F.
+// The rows of T, then those of F, as one product.
 struct FeedbackTargets {
   static constexpr int kThreads = ProductTile::kThreads;
   static constexpr int kMinBlocks = 2;
-  static_assert(ProductTile::kColumns == kFilterBlock);
 
   const Complex* spectrum;  // A, (rows, cols)
   const Complex* errors;    // E, (rows, cols), of the columns before
@@ -25,26 +24,24 @@ struct FeedbackTargets {
   FilterBlock filter;
   Complex* targets;  // (2, kFilterBlock, rows)
 
-  static constexpr Index shared_bytes() { return ProductTile::shared_bytes(); }
-  Index tiles() const { return ceil_div(rows, ProductTile::kRows); }
+  LLAVA_FA_SHARED ProductGrid grid() const { return {2 * rows, filter.width}; }
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index first_row = block.index(0) * ProductTile::kRows, which = block.index(1);
-    const Complex* const left = which == 0 ? errors : spectrum;
-    ProductTile::multiply<Walk::along_rows>(
-        block, filter.first,
-        [&](int r, Index i) {
-          const Index row = first_row + r;
-          return row < rows ? left[row * cols + i] : Complex{0, 0};
-        },
-        [&](Index i, int c) { return c < filter.width ? filter.at(i, c) : Complex{0, 0}; },
-        [&](int r, int c, Complex sum) {
-          const Index row = first_row + r;
-          if (row >= rows || c >= filter.width) return;
-          targets[(which * kFilterBlock + c) * rows + row] =
-              spectrum[row * cols + filter.first + c] + sum;
+    grid().multiply<Walk::along_rows>(
+        block, filter.first, [&](Index i, Index k) { return left(i, k); },
+        [&](Index k, Index j) { return j < filter.width ? filter.at(k, j) : Complex{0, 0}; },
+        [&](Index i, Index j, Complex sum) {
+          const Index which = i / rows, row = i % rows;
+          targets[(which * kFilterBlock + j) * rows + row] =
+              spectrum[row * cols + filter.first + j] + sum;
         });
+  }
+
+ private:
+  LLAVA_FA_KERNEL Complex left(Index i, Index k) const {
+    if (i >= 2 * rows) return {0, 0};
+    return i < rows ? errors[i * cols + k] : spectrum[(i - rows) * cols + k];
   }
 };
 

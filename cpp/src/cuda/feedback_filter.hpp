@@ -19,7 +19,7 @@ struct FilterBlock {
   Index first;
   int width;
 
-  LLAVA_FA_SHARED Complex at(Index i, int c) const {
+  LLAVA_FA_SHARED Complex at(Index i, Index c) const {
     const float* const row = coefficients + i * 2 * width;
     return {row[c], row[width + c]};
   }
@@ -153,27 +153,28 @@ struct UpdateTrailing {
   Index first;
   int width;
 
-  ProductGrid grid() const { return {size - first - width, size - first - width}; }
+  LLAVA_FA_SHARED ProductGrid grid() const { return {size - begin(), size - begin()}; }
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index begin = first + width;
-    const Index row = begin + block.index(0) * ProductTile::kRows;
-    const Index column = begin + block.index(1) * ProductTile::kColumns;
-    if (column >= row + ProductTile::kRows) return;
-    ProductTile::multiply<Walk::along_rows, Walk::down_columns>(
-        block, width, [&](int r, Index i) { return at(row + r, i); },
-        [&](Index i, int c) { return conjugate(at(column + c, i)); },
-        [&](int r, int c, Complex sum) {
-          if (row + r >= size || column + c > row + r) return;
-          Complex& entry = factor[(row + r) * size + column + c];
+    if (block.index(1) * ProductTile::kColumns >= (block.index(0) + 1) * ProductTile::kRows) return;
+    grid().multiply<Walk::along_rows, Walk::down_columns>(
+        block, width, [&](Index i, Index k) { return at(i, k); },
+        [&](Index k, Index j) { return conjugate(at(j, k)); },
+        [&](Index i, Index j, Complex sum) {
+          if (j > i) return;
+          Complex& entry = factor[(begin() + i) * size + begin() + j];
           entry = entry - sum;
         });
   }
 
  private:
-  LLAVA_FA_KERNEL Complex at(Index row, Index i) const {
-    return row < size && i < width ? factor[row * size + first + i] : Complex{0, 0};
+  LLAVA_FA_SHARED Index begin() const { return first + width; }
+
+  // Of the factored columns, rows counted from begin() on.
+  LLAVA_FA_KERNEL Complex at(Index i, Index k) const {
+    const Index row = begin() + i;
+    return row < size && k < width ? factor[row * size + first + k] : Complex{0, 0};
   }
 };
 
@@ -220,27 +221,22 @@ struct ApplyFilter {
   Index cols;
   FilterBlock filter;
 
-  static constexpr Index shared_bytes() { return ProductTile::shared_bytes(); }
-  Index tiles() const { return ceil_div(rows, ProductTile::kRows); }
+  LLAVA_FA_SHARED ProductGrid grid() const { return {rows, filter.width}; }
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index first_row = block.index(0) * ProductTile::kRows;
     const Index inner = filter.first + filter.width;
-    ProductTile::multiply<Walk::along_rows>(
+    grid().multiply<Walk::along_rows>(
         block, inner,
-        [&](int r, Index i) {
-          const Index row = first_row + r;
-          return row < rows && i < inner ? values[row * cols + i] : Complex{0, 0};
+        [&](Index i, Index k) {
+          return i < rows && k < inner ? values[i * cols + k] : Complex{0, 0};
         },
-        [&](Index i, int c) {
-          return i < inner && c < filter.width ? filter.at(i, c) : Complex{0, 0};
+        [&](Index k, Index j) {
+          return k < inner && j < filter.width ? filter.at(k, j) : Complex{0, 0};
         },
-        [&](int r, int c, Complex sum) {
-          const Index row = first_row + r, j = filter.first + c;
-          if (row >= rows || c >= filter.width) return;
-          Complex& value = values[row * cols + j];
-          value = std::sqrt(filter.diagonal[j]) * (value + sum);
+        [&](Index i, Index j, Complex sum) {
+          Complex& value = values[i * cols + filter.first + j];
+          value = std::sqrt(filter.diagonal[filter.first + j]) * (value + sum);
         });
   }
 };

@@ -67,14 +67,8 @@ class FilterPipeline final : public FilterStages {
     memory_.queue().launch(tile, 1, 1, tile.shared_bytes());
     if (below == 0) return;
     Complex* const panel = factor + (first + width) * n + first;
-    run(Multiply{{panel, below, width, n}, {inverse, width, width}, panel, n});
-    run(UpdateTrailing{factor, n, first, width});
-  }
-
-  template <class Kernel>
-  void run(const Kernel& kernel) {
-    const ProductGrid grid = kernel.grid();
-    memory_.queue().launch(kernel, grid.x(), grid.y(), ProductTile::shared_bytes());
+    memory_.multiply(Multiply{{panel, below, width, n}, {inverse, width, width}, panel, n});
+    memory_.multiply(UpdateTrailing{factor, n, first, width});
   }
 
   const CompressionPlan& plan_;

@@ -103,8 +103,7 @@ class JointPipeline final : public JointStages {
         {memory_.upload(left, layout_.left_factor), left.rows(), left.cols()},
         {memory_.upload(right, layout_.right_factor), right.rows(), right.cols()},
         residual()};
-    const ProductGrid grid = kernel.grid();
-    memory_.queue().launch(kernel, grid.x(), grid.y(), ProductTile::shared_bytes());
+    memory_.multiply(kernel);
     return residual();
   }
 
@@ -120,8 +119,7 @@ class JointPipeline final : public JointStages {
   void apply_filter(Complex* values) {
     const std::vector<FilterBlock>& filter = encoding_.filter();
     for (auto block = filter.rbegin(); block != filter.rend(); ++block) {
-      const ApplyFilter kernel = {values, plan_.half_rows(), plan_.cols(), *block};
-      memory_.queue().launch(kernel, kernel.tiles(), 1, kernel.shared_bytes());
+      memory_.multiply(ApplyFilter{values, plan_.half_rows(), plan_.cols(), *block});
     }
   }
 

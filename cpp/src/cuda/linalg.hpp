@@ -2,7 +2,6 @@
 // ../cpu/linalg.cpp.
 #pragma once
 
-#include "arena.hpp"
 #include "product_tile.hpp"
 
 namespace llava_fa::cuda {
@@ -19,15 +18,6 @@ struct BoundedMatrix {
   }
 };
 
-// Grid of tiles of a result (rows, cols).
-struct ProductGrid {
-  Index rows;
-  Index cols;
-
-  Index x() const { return ceil_div(rows, ProductTile::kRows); }
-  Index y() const { return ceil_div(cols, ProductTile::kColumns); }
-};
-
 // out = left right. Of up to ProductTile::kColumns columns, `out` may be `left`.
 struct Multiply {
   static constexpr int kThreads = ProductTile::kThreads;
@@ -38,19 +28,14 @@ struct Multiply {
   Complex* out;  // (left.rows, right.cols)
   Index out_pitch = right.cols;
 
-  ProductGrid grid() const { return {left.rows, right.cols}; }
+  LLAVA_FA_SHARED ProductGrid grid() const { return {left.rows, right.cols}; }
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index row = block.index(0) * ProductTile::kRows;
-    const Index column = block.index(1) * ProductTile::kColumns;
-    ProductTile::multiply<Walk::along_rows>(
-        block, left.cols, [&](int r, Index i) { return left.at(row + r, i); },
-        [&](Index i, int c) { return right.at(i, column + c); },
-        [&](int r, int c, Complex sum) {
-          if (row + r >= left.rows || column + c >= right.cols) return;
-          out[(row + r) * out_pitch + column + c] = sum;
-        });
+    grid().multiply<Walk::along_rows>(
+        block, left.cols, [&](Index i, Index k) { return left.at(i, k); },
+        [&](Index k, Index j) { return right.at(k, j); },
+        [&](Index i, Index j, Complex sum) { out[i * out_pitch + j] = sum; });
   }
 };
 
@@ -63,19 +48,14 @@ struct MultiplyAdjoint {
   BoundedMatrix right;
   Complex* out;  // (left.cols, right.cols)
 
-  ProductGrid grid() const { return {left.cols, right.cols}; }
+  LLAVA_FA_SHARED ProductGrid grid() const { return {left.cols, right.cols}; }
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index row = block.index(0) * ProductTile::kRows;
-    const Index column = block.index(1) * ProductTile::kColumns;
-    ProductTile::multiply<Walk::down_columns>(
-        block, left.rows, [&](int r, Index i) { return conjugate(left.at(i, row + r)); },
-        [&](Index i, int c) { return right.at(i, column + c); },
-        [&](int r, int c, Complex sum) {
-          if (row + r >= left.cols || column + c >= right.cols) return;
-          out[(row + r) * right.cols + column + c] = sum;
-        });
+    grid().multiply<Walk::down_columns>(
+        block, left.rows, [&](Index i, Index k) { return conjugate(left.at(k, i)); },
+        [&](Index k, Index j) { return right.at(k, j); },
+        [&](Index i, Index j, Complex sum) { out[i * right.cols + j] = sum; });
   }
 };
 
@@ -89,18 +69,15 @@ struct SubtractLowRank {
   BoundedMatrix right;  // (rank, cols)
   Complex* out;
 
-  ProductGrid grid() const { return {left.cols, right.cols}; }
+  LLAVA_FA_SHARED ProductGrid grid() const { return {left.cols, right.cols}; }
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    const Index row = block.index(0) * ProductTile::kRows;
-    const Index column = block.index(1) * ProductTile::kColumns;
-    ProductTile::multiply<Walk::down_columns>(
-        block, left.rows, [&](int r, Index i) { return left.at(i, row + r); },
-        [&](Index i, int c) { return right.at(i, column + c); },
-        [&](int r, int c, Complex sum) {
-          if (row + r >= left.cols || column + c >= right.cols) return;
-          const Index place = (row + r) * right.cols + column + c;
+    grid().multiply<Walk::down_columns>(
+        block, left.rows, [&](Index i, Index k) { return left.at(k, i); },
+        [&](Index k, Index j) { return right.at(k, j); },
+        [&](Index i, Index j, Complex sum) {
+          const Index place = i * right.cols + j;
           out[place] = from[place] - sum;
         });
   }

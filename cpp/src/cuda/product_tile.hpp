@@ -2,6 +2,7 @@
 // come from and where results go is the caller's.
 #pragma once
 
+#include "arena.hpp"
 #include "complex.hpp"
 #include "llava_fa/types.hpp"
 
@@ -84,6 +85,30 @@ struct ProductTile {
         }
       }
     }
+  }
+};
+
+// A product (rows, cols) in tiles, one for each block of a grid (x(), y()).
+struct ProductGrid {
+  Index rows;
+  Index cols;
+
+  Index x() const { return ceil_div(rows, ProductTile::kRows); }
+  Index y() const { return ceil_div(cols, ProductTile::kColumns); }
+
+  // put(i, j, sum over k < inner of left(i, k) right(k, j)) for this block's part of the product;
+  // operands as ProductTile's, also asked for rows and columns outside.
+  template <Walk of_left, Walk of_right = Walk::along_rows, class Block, class Left, class Right,
+            class Put>
+  LLAVA_FA_KERNEL void multiply(Block& block, Index inner, Left left, Right right, Put put) const {
+    const Index row = block.index(0) * ProductTile::kRows;
+    const Index column = block.index(1) * ProductTile::kColumns;
+    ProductTile::multiply<of_left, of_right>(
+        block, inner, [&](int r, Index k) { return left(row + r, k); },
+        [&](Index k, int c) { return right(k, column + c); },
+        [&](int r, int c, Complex sum) {
+          if (row + r < rows && column + c < cols) put(row + r, column + c, sum);
+        });
   }
 };
 

@@ -26,15 +26,15 @@ class SubspacePipeline {
     const Thin co_basis = {memory_.template at<Complex>(layout_.co_basis), matrix.cols, columns};
     memory_.upload(starting_block(matrix.cols, columns, options.seed, warm_start),
                    layout_.co_basis);
-    run(Multiply{matrix, co_basis.view(), basis.entries});
+    memory_.multiply(Multiply{matrix, co_basis.view(), basis.entries});
     for (int pass = 0; pass < options.power_iterations; ++pass) {
       orthonormalize(basis);
-      run(MultiplyAdjoint{matrix, basis.view(), co_basis.entries});
+      memory_.multiply(MultiplyAdjoint{matrix, basis.view(), co_basis.entries});
       orthonormalize(co_basis);
-      run(Multiply{matrix, co_basis.view(), basis.entries});
+      memory_.multiply(Multiply{matrix, co_basis.view(), basis.entries});
     }
     orthonormalize(basis);
-    run(MultiplyAdjoint{matrix, basis.view(), co_basis.entries});
+    memory_.multiply(MultiplyAdjoint{matrix, basis.view(), co_basis.entries});
     orthonormalize(co_basis);
 
     ComplexMatrix small_left, small_right;
@@ -58,12 +58,6 @@ class SubspacePipeline {
     BoundedMatrix view() const { return {entries, rows, cols}; }
   };
 
-  template <class Kernel>
-  void run(const Kernel& kernel) {
-    const ProductGrid grid = kernel.grid();
-    memory_.queue().launch(kernel, grid.x(), grid.y(), ProductTile::shared_bytes());
-  }
-
   // By way of the spare block and back.
   void orthonormalize(const Thin& block) {
     const Thin once = {memory_.template at<Complex>(layout_.spare), block.rows, block.cols};
@@ -80,7 +74,7 @@ class SubspacePipeline {
     const Triangle triangle = {gram.gram, columns, memory_.template at<ComplexDouble>(place),
                                memory_.template at<Complex>(layout_.small)};
     memory_.queue().launch(triangle, 1, 1, triangle.shared_bytes());
-    run(Multiply{from.view(), {triangle.inverse, columns, columns}, to.entries});
+    memory_.multiply(Multiply{from.view(), {triangle.inverse, columns, columns}, to.entries});
   }
 
   // R of the block orthonormalized last, which two factors make up.
@@ -106,7 +100,7 @@ class SubspacePipeline {
   ComplexMatrix leading(const Thin& block, const ComplexMatrix& small, Index count) {
     const Complex* const right = memory_.upload(leading_columns(small, count), layout_.small);
     Complex* const out = memory_.template at<Complex>(layout_.spare);
-    run(Multiply{block.view(), {right, small.rows(), count}, out});
+    memory_.multiply(Multiply{block.view(), {right, small.rows(), count}, out});
     return memory_.download(out, block.rows, count);
   }
 

@@ -1,4 +1,4 @@
-// The workspace of a compression as arrays, and copies to and from them.
+// The workspace of a compression as arrays, copies to and from them, and products in them.
 //
 // A Queue runs what it is given in order: launch(kernel, grid_x, grid_y, shared_bytes),
 // upload(to, bytes), which returns when the bytes have been read, and download(from, bytes), which
@@ -12,6 +12,7 @@
 #include "complex.hpp"
 #include "fft_plan.hpp"
 #include "llava_fa/types.hpp"
+#include "product_tile.hpp"
 
 namespace llava_fa::cuda {
 
@@ -21,6 +22,13 @@ class WorkMemory {
   WorkMemory(void* first, Queue& queue) : first_(static_cast<std::byte*>(first)), queue_(queue) {}
 
   Queue& queue() const { return queue_; }
+
+  // Launches a kernel of tiles of a product.
+  template <class Kernel>
+  void multiply(const Kernel& kernel) const {
+    const ProductGrid grid = kernel.grid();
+    queue_.launch(kernel, grid.x(), grid.y(), ProductTile::shared_bytes());
+  }
 
   template <typename T>
   T* at(Index place) const {
