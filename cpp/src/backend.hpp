@@ -96,7 +96,9 @@ class Backend {
                             std::span<double> energies) const = 0;
 
   // --- random numbers (cpu/random.cpp): standard circular complex Gaussian entries by position
-  virtual void fill_gaussian(std::uint64_t seed, int threads, ComplexMatrix& out) const = 0;
+  // in the columns from first_column on; the others are left as they are
+  virtual void fill_gaussian(std::uint64_t seed, Index first_column, int threads,
+                             ComplexMatrix& out) const = 0;
 
   // --- polar codec (cpu/polar_codec.cpp); semantics in llava_fa/polar_codec.hpp
   // Encodes all rows; `row_errors` receives each row's weighted squared error.

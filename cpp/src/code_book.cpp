@@ -66,7 +66,7 @@ EncodedEntries encode_entries(ComplexMatrix& values, const CodeBook& book,
     const ColumnCoding coding = column_coding(values.rows(), book, weight, write_back);
     out.codes = empty_codes(values, book.code_bits);
     cpu_backend().encode_columns(values, coding, num_threads(), out.codes, errors, energies);
-    require_finite_scales(out.codes);
+    require_finite_scales(out.codes.row_scale);
   }
   out.error = sum(errors);
   out.energy = sum(energies);

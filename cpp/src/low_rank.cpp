@@ -16,6 +16,21 @@
 namespace llava_fa {
 namespace {
 
+// The adjoint of the first `count` rows in as many columns, in tiles that stay in the cache.
+void put_adjoint(const ComplexMatrix& m, Index count, ComplexMatrix& out) {
+  constexpr Index kTile = 32;
+  for (Index first_row = 0; first_row < count; first_row += kTile) {
+    for (Index first_col = 0; first_col < m.cols(); first_col += kTile) {
+      for (Index i = first_row; i < std::min(count, first_row + kTile); ++i) {
+        for (Index j = first_col; j < std::min(m.cols(), first_col + kTile); ++j) {
+          out.real()[j * out.cols() + i] = m.real()[i * m.cols() + j];
+          out.imag()[j * out.cols() + i] = -m.imag()[i * m.cols() + j];
+        }
+      }
+    }
+  }
+}
+
 bool row_is_zero(const ComplexMatrix& m, Index row) {
   const auto is_zero = [&](const float* plane) {
     const float* const first = plane + row * m.cols();
@@ -45,12 +60,7 @@ void check_rank(const ComplexMatrix& matrix, Index rank) {
 
 ComplexMatrix adjoint(const ComplexMatrix& m) {
   ComplexMatrix out(m.cols(), m.rows());
-  for (Index i = 0; i < m.rows(); ++i) {
-    for (Index j = 0; j < m.cols(); ++j) {
-      out.real()[j * m.rows() + i] = m.real()[i * m.cols() + j];
-      out.imag()[j * m.rows() + i] = -m.imag()[i * m.cols() + j];
-    }
-  }
+  put_adjoint(m, m.rows(), out);
   return out;
 }
 
@@ -66,15 +76,12 @@ ComplexMatrix leading_columns(const ComplexMatrix& m, Index count) {
 ComplexMatrix starting_block(Index rows, Index block, std::uint64_t seed,
                              const ComplexMatrix* warm_start) {
   ComplexMatrix start(rows, block);
-  cpu_backend().fill_gaussian(seed, num_threads(), start);
-  if (!warm_start) return start;
-  for (Index c = 0; c < std::min(block, warm_start->rows()); ++c) {
-    if (row_is_zero(*warm_start, c)) continue;
-    for (Index j = 0; j < rows; ++j) {
-      start.real()[j * block + c] = warm_start->real()[c * rows + j];
-      start.imag()[j * block + c] = -warm_start->imag()[c * rows + j];
-    }
+  Index warm = 0;
+  if (warm_start) {
+    while (warm < std::min(block, warm_start->rows()) && !row_is_zero(*warm_start, warm)) ++warm;
+    put_adjoint(*warm_start, warm, start);
   }
+  cpu_backend().fill_gaussian(seed, warm, num_threads(), start);
   return start;
 }
 

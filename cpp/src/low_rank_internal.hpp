@@ -13,8 +13,8 @@ inline Index subspace_columns(Index rank, Index oversampling, Index rows, Index 
   return std::min(rank + oversampling, std::min(rows, cols));
 }
 
-// (rows, block): the warm start's adjoint in the first columns, but for rows of zeros, which know
-// nothing; random ones in the others.
+// (rows, block): the warm start's adjoint in the first columns, up to a row of zeros, which with
+// those after it knows nothing; random ones in the others.
 ComplexMatrix starting_block(Index rows, Index block, std::uint64_t seed,
                              const ComplexMatrix* warm_start);
 

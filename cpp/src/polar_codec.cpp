@@ -34,9 +34,9 @@ PolarCodes empty_codes(const ComplexMatrix& values, int code_bits) {
   return codes;
 }
 
-void require_finite_scales(const PolarCodes& codes) {
-  const auto bad = std::find_if_not(codes.row_scale.begin(), codes.row_scale.end(), half_is_finite);
-  require_argument(bad == codes.row_scale.end(), "the scale of row ", bad - codes.row_scale.begin(),
+void require_finite_scales(std::span<const std::uint16_t> row_scale) {
+  const auto bad = std::find_if_not(row_scale.begin(), row_scale.end(), half_is_finite);
+  require_argument(bad == row_scale.end(), "the scale of row ", bad - row_scale.begin(),
                    " exceeds the float16 range (", kLargestHalf,
                    "): divide the values by their root mean square first");
 }
@@ -48,7 +48,7 @@ PolarCodes polar_encode_with_errors(ComplexMatrix& values, const Constellation& 
   PolarCodes codes = empty_codes(values, points.code_bits);
   cpu_backend().encode_rows(values, points, column_weight.empty() ? nullptr : column_weight.data(),
                             write_back, num_threads(), codes, row_errors);
-  require_finite_scales(codes);
+  require_finite_scales(codes.row_scale);
   return codes;
 }
 

@@ -2,6 +2,7 @@
 // that all encoders share.
 #pragma once
 
+#include <cstdint>
 #include <span>
 
 #include "llava_fa/polar_codec.hpp"
@@ -11,7 +12,7 @@ namespace llava_fa {
 // Throws Error(invalid_argument) on empty values or weights of another length.
 void require_encodable(const ComplexMatrix& values, std::span<const float> column_weight);
 // Throws Error(invalid_argument) if a row scale does not fit binary16.
-void require_finite_scales(const PolarCodes& codes);
+void require_finite_scales(std::span<const std::uint16_t> row_scale);
 // Codes of the right sizes, zero.
 PolarCodes empty_codes(const ComplexMatrix& values, int code_bits);
 

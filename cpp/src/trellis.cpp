@@ -92,7 +92,7 @@ double trellis_distortion(int code_bits, int state_bits) {
   double& entry = cache[code_bits][state_bits];
   if (entry == 0) {
     ComplexMatrix sample(kSegmentRows, 64);
-    cpu_backend().fill_gaussian(/*seed=*/1, num_threads(), sample);
+    cpu_backend().fill_gaussian(/*seed=*/1, /*first_column=*/0, num_threads(), sample);
     const CodeBook book{Codec::trellis, code_bits, state_bits};
     const EncodedEntries encoded = encode_entries(sample, book, {}, /*write_back=*/false);
     entry = encoded.error / encoded.energy;

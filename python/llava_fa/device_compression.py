@@ -1,6 +1,6 @@
 """Compression on NVIDIA GPUs: from a weight there to a compressed matrix on the CPU.
 
-Only the small triangles of a low rank are decomposed on the CPU.
+The small parts of a low rank, and its factors as they are stored, are found on the CPU.
 """
 
 from __future__ import annotations

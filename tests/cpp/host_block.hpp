@@ -10,6 +10,7 @@
 #include <functional>
 #include <numeric>
 #include <span>
+#include <stdexcept>
 #include <vector>
 
 #include "cuda/number_types.hpp"
@@ -23,6 +24,8 @@ namespace llava_fa::host {
 enum class Order { ascending, descending, scattered };
 
 inline constexpr std::byte kUnwritten{0xff};  // NaN, in float32 and in float16
+
+inline constexpr Index kMostGridY = 65535;
 
 inline int in_order(Order order, int i, int count) {
   if (order == Order::ascending) return i;
@@ -143,6 +146,7 @@ class HostLauncher {
 
   template <typename Kernel>
   void launch(const Kernel& kernel, Index grid_x, Index grid_y, Index shared_bytes) const {
+    if (grid_y > kMostGridY) throw std::out_of_range("no device has such a grid");
     const int blocks = static_cast<int>(grid_x * grid_y);
     for (int i = 0; i < blocks; ++i) {
       const int place = in_order(order_, i, blocks);

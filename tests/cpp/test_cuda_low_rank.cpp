@@ -56,8 +56,7 @@ std::vector<cuda::Complex> unwritten(Index count) {
 
 template <class Kernel>
 void run_product(const Kernel& kernel, Order order) {
-  HostLauncher(order).launch(kernel, kernel.grid().x(), kernel.grid().y(),
-                             cuda::ProductTile::shared_bytes());
+  HostLauncher(order).launch(kernel, kernel.grid().tiles(), 1, cuda::ProductTile::shared_bytes());
 }
 
 // Columns and triangle after one orthonormalization (decomposition.hpp).

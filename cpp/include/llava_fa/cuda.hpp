@@ -112,14 +112,14 @@ class Compressor {
   // full second moment, which asks for error feedback unless the options do not, 10 per weight and
   // 4 n^2 for the filter, at least 16 n^2 for its factorization, and for the trellis up to
   // (m / 2 + 256) 2^(state_bits - code_bits). With a rank, 5 more per weight and about
-  // 24 (rank + 10) (m / 2 + n).
+  // 24 (rank + 10) (m / 2 + n) + 56 (rank + 10)^2.
   Index workspace_bytes(bool full_moment) const;
 
   // Runs on a stream of the device, a cudaStream_t or null for the default one, and waits for it.
-  // Moments are in the host's memory, where also the small triangles of a low rank are decomposed.
-  // Deterministic: equal input gives equal bits on equal GPUs. Against the CPU's result, entries
-  // halfway between two points may go either way, and with them what the trellis or the feedback
-  // makes of those after them.
+  // Moments are in the host's memory; the small and the stored parts of a low rank are found there.
+  // Deterministic: equal input gives equal bits on equal GPUs, with a rank where the CPU's variant
+  // is the same too. Against the CPU's result, entries halfway between two points may go either
+  // way, and with them what the trellis or the feedback makes of those after them.
   // Throws as compress_matrix(); Error(invalid_argument) for null or misaligned pointers, a
   // workspace that is too small and a row_stride below n; Error(device) if the GPU reports an
   // error.

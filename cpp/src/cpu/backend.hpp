@@ -37,7 +37,8 @@ class CpuBackend final : public Backend {
   void row_energies(const ComplexMatrix& matrix, const float* column_weight, int threads,
                     std::span<double> energies) const override;
 
-  void fill_gaussian(std::uint64_t seed, int threads, ComplexMatrix& out) const override;
+  void fill_gaussian(std::uint64_t seed, Index first_column, int threads,
+                     ComplexMatrix& out) const override;
 
   void encode_rows(ComplexMatrix& values, const Constellation& points, const float* column_weight,
                    bool write_back, int threads, PolarCodes& codes,

@@ -23,7 +23,7 @@ namespace llava_fa::cpu {
 namespace {
 
 constexpr Index kRowsPerItem = 8;
-constexpr double kEncodeNanoseconds = 10.0;  // per entry, roughly
+constexpr double kEncodeNanoseconds = 5.0;  // per entry and ring, roughly
 constexpr double kDecodeNanoseconds = 2.0;
 constexpr Index kStrip = 64;  // entries per inner loop: all temporaries stay in the first cache
 
@@ -132,7 +132,8 @@ void CpuBackend::encode_rows(ComplexMatrix& values, const Constellation& points,
   };
   parallel_for(
       ceil_div(values.rows(), kRowsPerItem),
-      worthwhile_threads(threads, kEncodeNanoseconds * values.count()),
+      worthwhile_threads(threads,
+                         kEncodeNanoseconds * double(points.rings.size() * values.count())),
       [&] {
         return RowCodes{std::vector<std::uint16_t>(cols), std::vector<std::uint8_t>(row_bytes)};
       },

@@ -142,8 +142,8 @@ struct FactorTile {
   }
 };
 
-// What the columns from `first` on, of which `width` are factored, take from those after them. Grid
-// (tiles of rows, tiles of columns); those above the diagonal are left out.
+// What the columns from `first` on, of which `width` are factored, take from those after them.
+// Tiles above the diagonal are left out.
 struct UpdateTrailing {
   static constexpr int kThreads = ProductTile::kThreads;
   static constexpr int kMinBlocks = 2;
@@ -157,7 +157,8 @@ struct UpdateTrailing {
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
-    if (block.index(1) * ProductTile::kColumns >= (block.index(0) + 1) * ProductTile::kRows) return;
+    const Index tile = block.index(0);
+    if (grid().first_column(tile) >= grid().first_row(tile) + ProductTile::kRows) return;
     grid().multiply<Walk::along_rows, Walk::down_columns>(
         block, width, [&](Index i, Index k) { return at(i, k); },
         [&](Index k, Index j) { return conjugate(at(j, k)); },
@@ -211,7 +212,7 @@ struct FillFilter {
 };
 
 // rows = rows R in the block's columns, in place: they take from themselves and those before, so
-// the blocks come from the last one to the first. Grid (tiles of rows).
+// the blocks come from the last one to the first.
 struct ApplyFilter {
   static constexpr int kThreads = ProductTile::kThreads;
   static constexpr int kMinBlocks = 2;

@@ -51,9 +51,7 @@ class JointPipeline final : public JointStages {
     std::uint16_t* const first = work<std::uint16_t>(layout_.points);
     std::uint16_t* const other = work<std::uint16_t>(layout_.other_points);
     found_ = encoding_.encode(without(factors), kept_.points == first ? other : first);
-    PolarCodes scales;
-    scales.row_scale = found_.row_scale;
-    require_finite_scales(scales);
+    require_finite_scales(found_.row_scale);
     return found_.cost;
   }
 

@@ -2,7 +2,6 @@
 // come from and where results go is the caller's.
 #pragma once
 
-#include "arena.hpp"
 #include "complex.hpp"
 #include "llava_fa/types.hpp"
 
@@ -88,21 +87,32 @@ struct ProductTile {
   }
 };
 
-// A product (rows, cols) in tiles, one for each block of a grid (x(), y()).
+// A product (rows, cols) in tiles, one for each block of a grid (tiles()). Tiles of the same rows
+// are neighbours, so that they read the left operand at the same time.
 struct ProductGrid {
   Index rows;
   Index cols;
 
-  Index x() const { return ceil_div(rows, ProductTile::kRows); }
-  Index y() const { return ceil_div(cols, ProductTile::kColumns); }
+  LLAVA_FA_SHARED Index row_tiles() const {
+    return (rows + ProductTile::kRows - 1) / ProductTile::kRows;
+  }
+  LLAVA_FA_SHARED Index column_tiles() const {
+    return (cols + ProductTile::kColumns - 1) / ProductTile::kColumns;
+  }
+  Index tiles() const { return row_tiles() * column_tiles(); }
+  LLAVA_FA_SHARED Index first_row(Index tile) const {
+    return tile / column_tiles() * ProductTile::kRows;
+  }
+  LLAVA_FA_SHARED Index first_column(Index tile) const {
+    return tile % column_tiles() * ProductTile::kColumns;
+  }
 
   // put(i, j, sum over k < inner of left(i, k) right(k, j)) for this block's part of the product;
   // operands as ProductTile's, also asked for rows and columns outside.
   template <Walk of_left, Walk of_right = Walk::along_rows, class Block, class Left, class Right,
             class Put>
   LLAVA_FA_KERNEL void multiply(Block& block, Index inner, Left left, Right right, Put put) const {
-    const Index row = block.index(0) * ProductTile::kRows;
-    const Index column = block.index(1) * ProductTile::kColumns;
+    const Index row = first_row(block.index(0)), column = first_column(block.index(0));
     ProductTile::multiply<of_left, of_right>(
         block, inner, [&](int r, Index k) { return left(row + r, k); },
         [&](Index k, int c) { return right(k, column + c); },

@@ -26,8 +26,7 @@ class WorkMemory {
   // Launches a kernel of tiles of a product.
   template <class Kernel>
   void multiply(const Kernel& kernel) const {
-    const ProductGrid grid = kernel.grid();
-    queue_.launch(kernel, grid.x(), grid.y(), ProductTile::shared_bytes());
+    queue_.launch(kernel, kernel.grid().tiles(), 1, ProductTile::shared_bytes());
   }
 
   template <typename T>
