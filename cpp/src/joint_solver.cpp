@@ -2,6 +2,7 @@
 //
 // 1. L ← truncated SVD of (Ã - Q) R, un-weighted, rounded to its stored form; Q = 0 at first, and
 //    later passes start warm from the previous right factor. R is the root of the error's weight.
+//    If R is triangular, U Σ Vᴴ R⁻¹ is found as U Uᴴ (Ã - Q), for which no R is to be solved.
 // 2. Q ← codes of Ã - L, with feedback if R is triangular; objective ||(Ã - L - Q) R||^2.
 // 3. Repeat while the objective falls by 0.1 % or more; the best iterate is kept.
 // 4. One more step 1 for the best Q, kept only if it lowers the objective.
@@ -18,6 +19,7 @@
 #include "half_float.hpp"
 #include "joint_stages.hpp"
 #include "llava_fa/runtime.hpp"
+#include "low_rank_internal.hpp"
 #include "weight_stages.hpp"
 
 namespace llava_fa {
@@ -25,6 +27,7 @@ namespace {
 
 constexpr double kLeastImprovement = 1e-3;
 constexpr double kLargestGain = 4.0;  // codes that carry less than that of a row are no estimate
+constexpr float kLeastValue = 1e-6f;  // of the largest singular value; vectors of less are rounding
 constexpr std::uint64_t kSketchStream = 0x51a7e5eed0000000ull;  // apart from the signs' seeds
 
 // Column c of the vectors times sqrt(value c), as rows: (rank, length).
@@ -52,6 +55,15 @@ ComplexMatrix scaled_rows(const ComplexMatrix& vectors, std::span<const float> v
       out.real()[c * vectors.cols() + l] = factor * vectors.real()[c * vectors.cols() + l];
       out.imag()[c * vectors.cols() + l] = factor * vectors.imag()[c * vectors.cols() + l];
     }
+  }
+  return out;
+}
+
+// Of singular values, largest first; 0 where the vectors say nothing.
+std::vector<float> reciprocals(std::span<const float> values) {
+  std::vector<float> out;
+  for (const float value : values) {
+    out.push_back(value > kLeastValue * values.front() ? 1.0f / value : 0.0f);
   }
   return out;
 }
@@ -86,9 +98,10 @@ class HostJointStages final : public JointStages {
     return randomized_svd(work_, options, warm_start);
   }
 
-  void remove_filter(ComplexMatrix& right) override {
-    if (weight_.filter == nullptr) return;
-    cpu_backend().solve_filter(*weight_.filter, num_threads(), right);
+  std::optional<ComplexMatrix> project(const ComplexMatrix& left_vectors) override {
+    if (weight_.filter == nullptr) return std::nullopt;
+    without_codes();
+    return adjoint(cpu_backend().multiply_adjoint(work_, left_vectors, num_threads()));
   }
 
   CodingCost encode(const Factors& factors) override {
@@ -244,11 +257,16 @@ class Alternation {
     Factors factors;
     factors.left = store_factor(scaled_transpose(result.left_vectors, result.singular_values),
                                 options_.factor_bits);
-    ComplexMatrix right = scaled_rows(result.right_vectors, result.singular_values, column_weight_);
-    stages_.remove_filter(right);
-    factors.right = store_factor(std::move(right), options_.factor_bits);
+    factors.right = store_factor(right_factor(result), options_.factor_bits);
     warm_start_ = std::move(result.right_vectors);
     return factors;
+  }
+
+  // Σ^1/2 Vᴴ R⁻¹.
+  ComplexMatrix right_factor(const TruncatedSvd& svd) {
+    const std::optional<ComplexMatrix> projected = stages_.project(svd.left_vectors);
+    if (!projected) return scaled_rows(svd.right_vectors, svd.singular_values, column_weight_);
+    return scaled_rows(*projected, reciprocals(svd.singular_values), {});
   }
 
   void refit(JointSolution& best, Factors& kept) {

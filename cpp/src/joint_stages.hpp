@@ -2,6 +2,8 @@
 // asks of the host's memory or of a device's (cuda/joint_pipeline.hpp).
 #pragma once
 
+#include <optional>
+
 #include "llava_fa/joint_solver.hpp"
 #include "llava_fa/low_rank.hpp"
 
@@ -30,8 +32,8 @@ class JointStages {
   virtual double energy() = 0;
   // Truncated SVD of (Ã - Q) R, as randomized_svd().
   virtual TruncatedSvd decompose(const SvdOptions& options, const ComplexMatrix* warm_start) = 0;
-  // right (rank, cols) = right R⁻¹ if R is a filter; else it is left as it is.
-  virtual void remove_filter(ComplexMatrix& right) = 0;
+  // Uᴴ (Ã - Q) (rank, cols), U (rows, rank), if R is a filter; else nothing.
+  virtual std::optional<ComplexMatrix> project(const ComplexMatrix& left_vectors) = 0;
   // Finds codes of Ã - L; not yet Q.
   virtual CodingCost encode(const Factors& factors) = 0;
   // The codes found last become Q.

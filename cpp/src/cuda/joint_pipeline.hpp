@@ -37,14 +37,13 @@ class JointPipeline final : public JointStages {
     subtract_codes(spectrum(), kept_.points, column_weight_);
     apply_filter(residual());
     return SubspacePipeline<Queue>(layout_.subspace, memory_)
-        .decompose({residual(), plan_.half_rows(), plan_.cols()}, options, warm_start);
+        .decompose(rest(), options, warm_start);
   }
 
-  // On the host, of a few rows.
-  void remove_filter(ComplexMatrix& right) override {
-    if (encoding_.filter().empty()) return;
-    if (filter_.size == 0) download_filter();
-    cpu_backend().solve_filter(filter_, num_threads(), right);
+  std::optional<ComplexMatrix> project(const ComplexMatrix& left_vectors) override {
+    if (encoding_.filter().empty()) return std::nullopt;
+    subtract_codes(spectrum(), kept_.points, nullptr);
+    return SubspacePipeline<Queue>(layout_.subspace, memory_).project(rest(), left_vectors);
   }
 
   CodingCost encode(const Factors& factors) override {
@@ -82,15 +81,7 @@ class JointPipeline final : public JointStages {
   }
   const Complex* spectrum() const { return work<Complex>(layout_.spectrum); }
   Complex* residual() const { return work<Complex>(layout_.residual); }
-
-  void download_filter() {
-    const Index n = plan_.cols();
-    filter_.size = n;
-    filter_.diagonal = memory_.download(work<float>(layout_.diagonal), n);
-    filter_.blocks = FloatBuffer(FeedbackFilter::floats(n));
-    const std::span<float> blocks(filter_.blocks.data(), FeedbackFilter::floats(n));
-    memory_.queue().download(work<float>(layout_.filter), std::as_writable_bytes(blocks));
-  }
+  BoundedMatrix rest() const { return {residual(), plan_.half_rows(), plan_.cols()}; }
 
   // Ã - L.
   const Complex* without(const Factors& factors) {
@@ -157,7 +148,6 @@ class JointPipeline final : public JointStages {
   EncodingPipeline<Queue> encoding_;
   EncodedPoints found_, kept_;
   const float* column_weight_ = nullptr;
-  FeedbackFilter filter_;  // once it was asked for
 };
 
 }  // namespace llava_fa::cuda

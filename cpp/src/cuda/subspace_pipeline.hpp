@@ -48,6 +48,14 @@ class SubspacePipeline {
     return out;
   }
 
+  // leftᴴ matrix (rank, matrix.cols), left (matrix.rows, rank) on the host.
+  ComplexMatrix project(const BoundedMatrix& matrix, const ComplexMatrix& left) {
+    const Complex* const columns = memory_.upload(left, layout_.basis);
+    Complex* const out = memory_.template at<Complex>(layout_.co_basis);
+    memory_.multiply(MultiplyAdjoint{matrix, {columns, left.rows(), left.cols()}, out});
+    return adjoint(memory_.download(out, matrix.cols, left.cols()));
+  }
+
  private:
   // A block of columns.
   struct Thin {
