@@ -113,7 +113,10 @@ def measure(bench: str, *, quick: bool) -> tuple[int, dict[str, Any], float]:
 
 
 def main() -> int:
-    """Build, test, measure and publish; the status is that of the first step that failed."""
+    """Build, test, measure and publish; the status is that of the first step that failed.
+
+    Without a build nothing else runs; a test that fails leaves the other steps their turn.
+    """
     arguments = support.parser(__doc__, "gpu").parse_args()
     driver = answer(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
     commit = answer(["git", "describe", "--always", "--dirty"])
@@ -125,18 +128,16 @@ def main() -> int:
     if status == 0:
         status, output, seconds = tests()
         steps.append({"step": summary(output), "status": status, "seconds": seconds})
-    for bench in ("gpu_speed", "gpu_compression"):
-        if status == 0:
+        for bench in ("gpu_speed", "gpu_compression"):
             status, found, seconds = measure(bench, quick=arguments.quick)
             steps.append({"step": bench, "status": status, "seconds": seconds})
             tables |= {f"{bench}: {name}": rows for name, rows in found.pop("tables", {}).items()}
             figures |= found
-    if status == 0:
         name, status, seconds = memcheck()
         steps.append({"step": name, "status": status, "seconds": seconds})
     figures |= {"device_and_driver": driver, "commit": commit}
     support.publish("gpu", arguments.json, {"Steps": steps, **tables}, figures)
-    return status
+    return next((step["status"] for step in steps if step["status"] != 0), 0)
 
 
 if __name__ == "__main__":

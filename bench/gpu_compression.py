@@ -1,7 +1,8 @@
 """How long does a GPU take to compress every matrix of LLaVA-1.5-7B?
 
-Every distinct shape once per setting, weights and results where they would be: bfloat16 weights on
-the GPU, second moments and compressed matrices on the CPU. Seconds times counts give the model's.
+Every distinct shape in every setting, weights and results where they would be: bfloat16 weights on
+the GPU, second moments and compressed matrices on the CPU. Alone, and as many at a time as
+``compress_checkpoint`` has in flight; seconds per matrix of these, times counts, give the model's.
 The bound is the longer one of two times: that in which the weight is read and the codes are
 written, and that of the GPU's arithmetic in float32. The trellis takes 5 operations for each of its
 states and entries, half as many again around the seams of 256 rows; a low rank, products with
@@ -11,10 +12,12 @@ rank + 10 columns; feedback, the triangular filter's factorization and two produ
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +26,9 @@ from bench import support
 from bench.compress_speed import PROBLEMS, Shape
 from bench.gpu_speed import copy_bandwidth
 from llava_fa import CompressionConfig, compress_matrix
+from llava_fa.in_flight import IN_FLIGHT, use_own_stream
 
-DEVICE = "cuda"
-RUNS = 3
+DEVICE = torch.device("cuda", 0)
 SEARCH_OPERATIONS = 5 * 1.5
 OVERSAMPLING = 10  # columns beside the rank, of the block that finds a low rank
 COMPLEX_PRODUCT = 4  # multiply-adds
@@ -40,7 +43,6 @@ class Setting:
     config: CompressionConfig
     target_seconds: float | None = None
     fed_back: bool = False
-    runs: int = RUNS
 
 
 SETTINGS = [
@@ -49,13 +51,9 @@ SETTINGS = [
     Setting("trellis 4", CompressionConfig(bits=4, codec="trellis"), 20.0),
     Setting("trellis 2", CompressionConfig(bits=2, codec="trellis")),
     Setting("ring 4, rank 64", CompressionConfig(bits=4, rank=64, max_alternations=5), 90.0),
-    Setting("ring 4, fed back", CompressionConfig(bits=4), 300.0, fed_back=True, runs=1),
+    Setting("ring 4, fed back", CompressionConfig(bits=4), 300.0, fed_back=True),
     Setting(
-        "trellis 4, fed back",
-        CompressionConfig(bits=4, codec="trellis"),
-        300.0,
-        fed_back=True,
-        runs=1,
+        "trellis 4, fed back", CompressionConfig(bits=4, codec="trellis"), 300.0, fed_back=True
     ),
 ]
 
@@ -66,17 +64,19 @@ def peak_operations() -> float:
     return device.multi_processor_count * LANES * 1e3 * device.clock_rate
 
 
-def seconds(
-    weight: torch.Tensor, config: CompressionConfig, runs: int, moment: torch.Tensor | None
-) -> float:
-    """Median time of one compression; it waits for the GPU."""
-    times = []
-    for _ in range(runs):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        compress_matrix(weight, config, input_second_moment=moment)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def seconds(work: Callable[[], object]) -> float:
+    """Time of work that waits for the GPU."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def all_at_a_time(compress: Callable[[], object]) -> None:
+    """Compress as many as are in flight, each on a thread and a stream."""
+    with ThreadPoolExecutor(IN_FLIGHT, initializer=lambda: use_own_stream(DEVICE)) as pool:
+        for begun in [pool.submit(compress) for _ in range(IN_FLIGHT)]:
+            begun.result()
 
 
 def operations(shape: Shape, setting: Setting) -> float:
@@ -127,16 +127,25 @@ def rows_of(
     for setting in settings:
         config = setting.config.for_checkpoint()
         given = moments if setting.fed_back else {}
-        seconds(torch.randn(512, 512, device=DEVICE), config, 1, given.get(512))
+        compress_matrix(
+            torch.randn(512, 512, device=DEVICE), config, input_second_moment=given.get(512)
+        )
         for shape, count in shapes.items():
-            weight = torch.randn(shape, device=DEVICE).bfloat16()
-            found = seconds(weight, config, setting.runs, given.get(shape[1]))
+            compress = partial(
+                compress_matrix,
+                torch.randn(shape, device=DEVICE).bfloat16(),
+                config,
+                input_second_moment=given.get(shape[1]),
+            )
+            alone = seconds(compress)
+            found = seconds(lambda work=compress: all_at_a_time(work)) / IN_FLIGHT
             rows.append(
                 {
                     "setting": setting.name,
                     "layer": f"{shape[0]} x {shape[1]}",
                     "of them": count,
-                    "ms": 1e3 * found,
+                    "alone, ms": 1e3 * alone,
+                    "in flight, ms each": 1e3 * found,
                     "all of them, s": found * count,
                     "of the bound": bound(shape, setting, bandwidth) / found,
                 }

@@ -165,9 +165,10 @@ class CalibrationRun:
         parts, not as shards; so if a shard turns out to be damaged, all are made again.
         """
         sequential = self._request.data is not None and self._request.order == "sequential"
-        return [] if sequential and self._pending(run, records) else records
+        return [] if sequential and self.pending(run, records) else records
 
-    def _pending(self, run: PartialRun, records: list[ShardRecord]) -> dict[str, int]:
+    def pending(self, run: PartialRun, records: list[ShardRecord]) -> dict[str, int]:
+        """Return, in order, the numbers of layers' parts that are neither there nor in a shard."""
         first = sum(len(record.rows) for record in records)
         return {
             layer: number
@@ -180,6 +181,7 @@ class CalibrationRun:
         run: PartialRun,
         records: list[ShardRecord],
         produce: Callable[[int], Part],
+        expect: Callable[[list[int]], None],
         *,
         progress: bool,
     ) -> dict[int, Part]:
@@ -191,6 +193,8 @@ class CalibrationRun:
             Finished shards, whose parts are not needed.
         produce
             Makes one part, by its number.
+        expect
+            Told which parts ``produce`` makes next.
 
         Returns
         -------
@@ -203,7 +207,7 @@ class CalibrationRun:
             return {}
         keep = not self.is_saved
         options = CalibrationOptions(self._request.order, self._request.memory, keep)
-        pending = self._pending(run, records)
+        pending = self.pending(run, records)
         calibration = Calibration(
             run.folder,
             lambda: self._passes(progress),
@@ -213,6 +217,7 @@ class CalibrationRun:
         )
         self._moments, unsaved = calibration, {}
         for layers in calibration.groups(pending):
+            expect([pending[layer] for layer in layers])
             for layer in layers:
                 part = produce(pending[layer])
                 if part.row.spec is None:

@@ -22,6 +22,7 @@ from .choice import choose_settings
 from .config import CompressionConfig
 from .device_compression import compression_device, to_device
 from .errors import DiskFullError, LlavaFaError, NonFiniteError
+from .in_flight import PartsInFlight
 from .matrix import compress_matrix
 from .model_card import model_card
 from .moments import MomentSource
@@ -187,15 +188,24 @@ def compress_checkpoint(
             rows = tuple(TensorRow.from_dict(row) for row in finished["rows"])
             return CompressionReport(rows, work.warnings)
         _prepare(run, checkpoint, request, resume=resume, overwrite=overwrite)
-        with _progress_bar(checkpoint, progress) as done:
+
+        def make(number: int) -> Part:
+            return _produce(run, work, number, moments, on_nonfinite, place)
+
+        with (
+            _progress_bar(checkpoint, progress) as done,
+            PartsInFlight(make, place) as in_flight,
+        ):
 
             def produce(number: int) -> Part:
-                part = _produce(run, work, number, moments, on_nonfinite, place)
+                part = in_flight(number)
                 done(part.row)
                 return part
 
             records = moments.usable(run, run.finished_shards())
-            unsaved = moments.compress(run, records, produce, progress=progress)
+            unsaved = moments.compress(run, records, produce, in_flight.expect, progress=progress)
+            left = moments.pending(run, records).values()
+            in_flight.expect(number for number in left if number not in unsaved)
             records = build_shards(
                 run,
                 records,

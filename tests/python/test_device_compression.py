@@ -230,6 +230,7 @@ class TestCheckpoints:
         place = torch.device("cuda:0")
         monkeypatch.setattr("llava_fa.compress.compression_device", lambda device: place)
         monkeypatch.setattr("llava_fa.compress.to_device", lambda weight, device: weight)
+        monkeypatch.setattr("llava_fa.in_flight.use_own_stream", lambda device: None)
 
     def test_every_matrix_is_compressed_there(
         self, llava_folder: Path, tmp_path: Path, calls: list[dict[str, Any]]
@@ -255,6 +256,31 @@ class TestCheckpoints:
         )
         with pytest.raises(llava_fa.ResumeError):
             compress(llava_folder, output, config)
+
+    @pytest.mark.parametrize("calibrated", [False, True])
+    def test_an_interrupted_run_continues_to_the_same_bytes(
+        self, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: bool
+    ) -> None:
+        arguments = {"calibration_data": DATA} if calibrated else {}
+        arguments |= {"config": CompressionConfig(bits=3), "device": "cuda"}
+        whole, output = tmp_path / "whole", tmp_path / "out"
+        compress(llama_folder, whole, **arguments)
+
+        checked: list[str] = []
+
+        def stop_later(name: str, *_: Any) -> None:
+            checked.append(name)
+            if len(checked) == 6:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("llava_fa.compress.check_limit", stop_later)
+            with pytest.raises(KeyboardInterrupt):
+                compress(llama_folder, output, **arguments)
+        assert not (output / "model.safetensors").exists()
+        compress(llama_folder, output, **arguments)
+        for file in whole.iterdir():
+            assert (output / file.name).read_bytes() == file.read_bytes(), file.name
 
     def test_what_is_not_finite_is_named(self, llama: Path, output: Path) -> None:
         edit_tensor(llama, f"{UP}.weight", lambda weight: weight.fill_(float("nan")))
