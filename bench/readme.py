@@ -39,13 +39,13 @@ QUOTED = (
 QUOTED_WIDTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
 
 
-def _load(name: str) -> Any:
+def load(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def quality_section() -> str:
     """Answers of the tiny model over stored bits, with the chart."""
-    results = _load("quality")
+    results = load("quality")
     dense = results["dense"]
     columns = ("method", "bits", "stored bits", "output error", "KL", "accuracy %")
     measured = results["tables"]["Answers of the tiny model"]
@@ -69,7 +69,7 @@ def quality_section() -> str:
 
 def decoding_text() -> str:
     """One token through packed layers, beside dense ones and those of others."""
-    found = _load("decode_speed")
+    found = load("decode_speed")
     peers = {
         (row["peer"], row["layer"]): row["bfloat16 ms"]
         for row in found["tables"].get("Peers, one token", [])
@@ -114,7 +114,7 @@ def _tokens_per_second(models: Sequence[Mapping[str, Any]]) -> str:
 
 def loading_text() -> str:
     """Memory and time of loading a packed model."""
-    rows = {row["model"]: row for row in _load("load")["tables"]["Loading"]}
+    rows = {row["model"]: row for row in load("load")["tables"]["Loading"]}
     four, dense = rows["ring 4"], rows["dense"]
     return (
         f"**Loading** {dense['dense parts MB']:.0f} MB of bfloat16 weights packed at 4 bits: "
@@ -127,7 +127,7 @@ def loading_text() -> str:
 
 def measured_section() -> str:
     """Codec distortion, speed and memory."""
-    speed, codec, memory = _load("compress_speed"), _load("codec"), _load("peak_memory")
+    speed, codec, memory = load("compress_speed"), load("codec"), load("peak_memory")
     first = speed["tables"]["Side by side"][0]
     heading, distortions = next(iter(codec["tables"].items()))
     columns = ("codec", "B", "bits per weight", "distortion", "table", "Shannon")
@@ -154,9 +154,9 @@ def measured_section() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {"quality": quality_section, "measured": measured_section}
 
 
-def filled(text: str) -> str:
-    """Return the README with every marked section made anew."""
-    for name, make in SECTIONS.items():
+def filled(text: str, sections: Mapping[str, Callable[[], str]]) -> str:
+    """Return a document with every marked section made anew."""
+    for name, make in sections.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, rest = text.split(start)
         text = f"{before}{start}\n{make()}\n{end}{rest.split(end)[1]}"
@@ -165,7 +165,7 @@ def filled(text: str) -> str:
 
 def main() -> None:
     """Rewrite the README."""
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(filled(README.read_text(encoding="utf-8"), SECTIONS), encoding="utf-8")
 
 
 if __name__ == "__main__":

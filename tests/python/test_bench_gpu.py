@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu_compression
+from bench import gpu_compression, gpu_kernels
 from bench.gpu_compression import SETTINGS, Setting, operations
+from bench.gpu_kernels import H200, WORKS, Rates, Work, bounds, seconds_by_kernel
 from llava_fa import CompressionConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -49,3 +53,60 @@ def test_arithmetic_is_counted() -> None:
     assert operations(shape, Setting("", plain, fed_back=True)) == 4 * (entries * 8 + 8**3 / 6)
     trellis = CompressionConfig(bits=4, codec="trellis", state_bits=9)
     assert operations(shape, Setting("", trellis)) == 7.5 * entries * 512
+
+
+def test_every_kernel_has_a_bound() -> None:
+    compiled = set()
+    for source in (ROOT / "cpp" / "src" / "cuda").glob("*.cu"):
+        compiled |= set(re.findall(r"LLAVA_FA_COMPILE_KERNEL\((\w+)", source.read_text()))
+    assert {work.kernel for works in WORKS.values() for work in works} == compiled
+    assert all(row["bound us"] > 0 for row in bounds(H200))
+
+
+def test_the_longer_time_is_the_bound() -> None:
+    rates = Rates(memory=10.0, single=4.0, double=2.0, tensor=100.0, multiprocessors=8)
+    assert Work("", memory=20, single=4).bound(rates) == (2.0, "memory")
+    assert Work("", memory=20, single=12).bound(rates) == (3.0, "float32")
+    assert Work("", double=12, tensor=500).bound(rates) == (6.0, "float64")
+    assert Work("", tensor=500).bound(rates) == (5.0, "tensor cores")
+    assert Work("", single=4, blocks=2).bound(rates) == (4.0, "float32 of 2 multiprocessors")
+    assert Work("", single=4, blocks=80).bound(rates) == (1.0, "float32")
+
+
+def test_launches_are_told_apart_by_their_names() -> None:
+    of_code = "llava_fa::cuda::PointProduct<llava_fa::cuda::ConstellationTable, 8>"
+    found = seconds_by_kernel(
+        [
+            (f"void llava_fa::cuda::run<{of_code} >({of_code})", 3.0),
+            ("void llava_fa::cuda::run<llava_fa::cuda::Gram>(llava_fa::cuda::Gram)", 5e6),
+            (f"void llava_fa::cuda::run<{of_code} >({of_code})", 4.0),
+            ("Memcpy HtoD (Pageable -> Device)", 9.0),
+            ("void at::native::elementwise_kernel<128, 2>()", 9.0),
+        ]
+    )
+    assert found == pytest.approx({"PointProduct": 7e-6, "Gram": 5.0})
+
+
+def test_times_are_set_against_the_bounds() -> None:
+    measured = {(name, work.kernel): 1.0 for name, works in WORKS.items() for work in works}
+    for row in bounds(H200, measured):
+        assert (row["us"], row["of the bound"]) == (1e6, pytest.approx(row["bound us"] / 1e6))
+    with pytest.raises(KeyError):
+        bounds(H200, {})
+
+
+def test_kernels_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launched(name: str) -> dict[str, float]:
+        return {work.kernel: 1e-3 for work in WORKS[name]}
+
+    monkeypatch.setattr(gpu_kernels, "device_rates", lambda: H200)
+    monkeypatch.setattr(gpu_kernels, "works", lambda: {name: name for name in WORKS})
+    monkeypatch.setattr(gpu_kernels, "kernel_seconds", launched)
+    device = SimpleNamespace(name="a CPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+    record = tmp_path / "gpu_kernels.json"
+    monkeypatch.setattr(sys, "argv", ["bench", "--json", str(record)])
+    gpu_kernels.main()
+    found = json.loads(record.read_text())
+    assert found["rates"]["multiprocessors"] == 132
+    assert len(found["tables"]["Kernels"]) == sum(map(len, WORKS.values()))

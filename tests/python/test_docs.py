@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import llava_fa
-from bench import readme
+from bench import performance, readme
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -65,7 +65,12 @@ def test_documents_that_the_readme_promises_are_there():
 
 def test_readme_quotes_the_results_as_they_are():
     text = readme.README.read_text(encoding="utf-8")
-    assert readme.filled(text) == text, "run: python -m bench.readme"
+    assert readme.filled(text, readme.SECTIONS) == text, "run: python -m bench.readme"
+
+
+def test_performance_states_the_bounds_and_what_was_measured():
+    text = performance.DOCUMENT.read_text(encoding="utf-8")
+    assert readme.filled(text, performance.SECTIONS) == text, "run: python -m bench.performance"
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
