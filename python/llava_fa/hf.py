@@ -92,6 +92,9 @@ class LlavaFaConfig(QuantizationConfigMixin):
         with the decoded weight. Not stored; to choose, give
         ``quantization_config=LlavaFaConfig(runtime="dense")`` to ``from_pretrained``, which takes
         everything else from the checkpoint. None: what :func:`default_runtime` says.
+    compression_device
+        Where matrices are compressed while loading, wherever the model is loaded to: ``"cpu"``, or
+        an NVIDIA GPU (``"cuda"``, ``"cuda:1"``). Not stored.
     **options
         Of :class:`CompressionConfig`, for compressing while loading: ``bits`` and what else differs
         from the defaults. Without any, names that this version does not know are ignored.
@@ -110,6 +113,7 @@ class LlavaFaConfig(QuantizationConfigMixin):
         config: Mapping[str, Any] | None = None,
         modules: Mapping[str, Any] | None = None,
         runtime: Runtime | None = None,
+        compression_device: str | torch.device = "cpu",
         **options: Any,
     ) -> None:
         check_version(format_version, "quantization_config")
@@ -117,6 +121,7 @@ class LlavaFaConfig(QuantizationConfigMixin):
         if runtime is None:
             runtime = default_runtime(while_loading=self.compression is not None)
         self.runtime = _checked_runtime(runtime, "runtime")
+        self.compression_device = compression_device
         self.quant_method: Any = QUANT_METHOD
         self.format_version = format_version
         self.config = config or {}
@@ -135,7 +140,7 @@ class LlavaFaConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` stores: all but the choices of this process."""
         values: dict[str, Any] = super().to_dict()
-        del values["runtime"], values["compression"]
+        del values["runtime"], values["compression"], values["compression_device"]
         return values
 
     def specs(self) -> dict[str, MatrixSpec]:
@@ -200,7 +205,10 @@ class LlavaFaQuantizer(HfQuantizer):
         compression = self.quantization_config.compression
         if not self.pre_quantized and compression is not None:
             packed = self.quantization_config.runtime == "packed"
-            self._compress = CompressWhileLoading(model, checkpoint_files, compression, packed)
+            device = self.quantization_config.compression_device
+            self._compress = CompressWhileLoading(
+                model, checkpoint_files, compression, packed, device
+            )
             return
         specs = self.quantization_config.specs()
         if checkpoint_files:

@@ -2,7 +2,8 @@
 
 transformers hands over each weight as it has read it. With ``runtime="packed"`` its layer gives way
 to a :class:`FourierLinear`, otherwise it gets the decoded weight; so one dense matrix at a time is
-in memory. The same layers are compressed, to the same bytes, as by ``compress_checkpoint``.
+in memory. The same layers are compressed, to the same bytes, as by ``compress_checkpoint`` on the
+same kind of device.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 
 from .config import CompressionConfig
+from .device_compression import compression_device, to_device
 from .errors import CheckpointError, LlavaFaError
 from .matrix import CompressedMatrix, compress_matrix
 from .nn import FourierLinear
@@ -37,16 +39,26 @@ class CompressWhileLoading(ConversionOps):
         Settings of every layer that ``compress_checkpoint`` compresses without a recipe.
     packed
         Whether layers keep their matrices packed.
+    device
+        Where matrices are compressed, as ``compress_checkpoint`` takes it.
 
     Raises
     ------
     CheckpointError
         The files are no dense safetensors checkpoint of this model.
+    DeviceError, ValueError
+        There is no such device.
     """
 
     def __init__(
-        self, model: Any, files: list[str] | None, config: CompressionConfig, packed: bool
+        self,
+        model: Any,
+        files: list[str] | None,
+        config: CompressionConfig,
+        packed: bool,
+        device: str | torch.device,
     ) -> None:
+        self._device = compression_device(device)
         if not files:
             raise CheckpointError(
                 "compressing while loading needs a checkpoint's files, not a state dict; load "
@@ -75,7 +87,8 @@ class CompressWhileLoading(ConversionOps):
         weight = values[0] if isinstance(values, list) else values
         name = tensor.removesuffix(".weight")
         try:
-            matrix = compress_matrix(weight.cpu(), self._of_layer[name].for_checkpoint())
+            settings = self._of_layer[name].for_checkpoint()
+            matrix = compress_matrix(to_device(weight, self._device), settings)
         except LlavaFaError as error:
             self._failure = type(error)(f"tensor {tensor}: {error}")
             return {}

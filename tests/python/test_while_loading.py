@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
+import llava_fa
 from conftest import Q, compress, edit_tensor, llava_inputs, llava_model, read_all
 from llava_fa import CompressionConfig
-from llava_fa.errors import CheckpointError, FormatError, NonFiniteError
+from llava_fa.errors import CheckpointError, DeviceError, FormatError, NonFiniteError
 from llava_fa.hf import LlavaFaConfig
 from llava_fa.nn import FourierLinear
 from llava_fa.packed_checkpoint import PackedCheckpoint
@@ -158,6 +159,35 @@ class TestSaving:
         model.save_pretrained(output)
         assert torch.equal(logits(load_dense(output)), logits(model))
         assert not any("codes" in name for name in read_all(output))
+
+
+class TestDevices:
+    def test_weights_are_compressed_where_it_is_asked_for(
+        self, llava_folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        moved: list[torch.device] = []
+
+        def to_device(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+            moved.append(device)
+            return weight.cpu()
+
+        monkeypatch.setattr("llava_fa.while_loading.compression_device", torch.device)
+        monkeypatch.setattr("llava_fa.while_loading.to_device", to_device)
+        found = compressing(llava_folder, compression_device="cuda:1")
+        assert set(moved) == {torch.device("cuda:1")}
+        assert len(moved) == len(packed_layers(found))
+        assert_same_layers(found, compressing(llava_folder))
+        found.save_pretrained(output)
+        assert "cuda" not in (output / "config.json").read_text()
+
+    def test_unknown_ones(self, llava_folder: Path) -> None:
+        with pytest.raises(ValueError, match="device is 'tpu', expected 'cpu', 'cuda'"):
+            compressing(llava_folder, compression_device="tpu")
+
+    @pytest.mark.skipif(llava_fa.cuda_available(), reason="a GPU can be used here")
+    def test_no_gpu(self, llava_folder: Path) -> None:
+        with pytest.raises(DeviceError, match="device is 'cuda', but no GPU can be used: "):
+            compressing(llava_folder, compression_device="cuda")
 
 
 class TestBadInput:
