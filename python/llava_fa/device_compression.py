@@ -5,7 +5,7 @@ The small parts of a low rank, and its factors as they are stored, are found on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from . import _core
 from .arrays import Array, dtype_name, exportable_or_none, is_on_gpu
+from .config import CompressionConfig
 from .device_ops import cuda_unavailable_reason, dense, prepare
 from .errors import DeviceError, DeviceMemoryError
-from .matrix import CompressedMatrix
+from .matrix import CompressedMatrix, core_options
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ERROR_ROWS = 512
@@ -54,25 +55,25 @@ def compression_device(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def _memory_errors(what: str) -> Iterator[None]:
+def _memory_errors(what: Callable[[], str]) -> Iterator[None]:
     """Say what needs the memory that a GPU does not have."""
     try:
         yield
     except DeviceMemoryError:
         raise
     except torch.cuda.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"{error}; {what}: {_REMEDY}") from error
+        raise DeviceMemoryError(f"{error}; {what()}: {_REMEDY}") from error
 
 
 def to_device(weight: Tensor, device: torch.device) -> Tensor:
     """Return a weight on a device, or raise :class:`DeviceMemoryError` with the remedy."""
-    with _memory_errors(f"the weight takes {weight.nbytes / 2**20:.0f} MiB"):
+    with _memory_errors(lambda: f"the weight takes {_mebibytes(weight.nbytes)}"):
         return weight.to(device)
 
 
 def compress(
     weight: Tensor,
-    options: _core.CompressionOptions,
+    config: CompressionConfig,
     input_second_moment: Array | None,
     output_second_moment: Array | None,
 ) -> tuple[_core.PackedMatrix, list[float]]:
@@ -87,7 +88,7 @@ def compress(
     NonFiniteError, ValueError, TypeError
         As :func:`llava_fa.compress_matrix`.
     DeviceMemoryError
-        The GPU's memory is too full.
+        The GPU's memory is too full; the message says which options would fit.
     DeviceError
         The GPU cannot be used or reports an error, or its work is captured into a graph.
     """
@@ -97,10 +98,16 @@ def compress(
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (m, n)")
     rows, cols = weight.shape
     device = weight.device
-    compressor = _core.DeviceCompressor(rows, cols, options, device.index)
+    compressor = _core.DeviceCompressor(rows, cols, core_options(config), device.index)
     moment = _on_cpu(input_second_moment)
-    needed = compressor.workspace_bytes(moment is not None and moment.ndim == 2)
-    what = f"compressing ({rows}, {cols}) takes {needed / 2**20:.0f} MiB beside the weight"
+    is_full = moment is not None and moment.ndim == 2
+    needed = compressor.workspace_bytes(is_full)
+
+    def what() -> str:
+        fitting = _what_fits(weight, config, is_full)
+        takes = f"takes {_mebibytes(needed)} beside the weight"
+        return f"compressing ({rows}, {cols}) {takes}, {fitting}"
+
     with torch.cuda.device(device), _memory_errors(what):
         if torch.cuda.is_current_stream_capturing():
             raise DeviceError("compression waits for the GPU and so cannot be captured in a graph")
@@ -118,6 +125,30 @@ def compress(
         )
 
 
+def _what_fits(weight: Tensor, config: CompressionConfig, is_full: bool) -> str:
+    """Say what memory is left, and which other options need no more."""
+    rows, cols = weight.shape
+    free = torch.cuda.mem_get_info(weight.device)[0]
+    words = [f"{_mebibytes(free)} are free"]
+    changes: list[dict[str, Any]] = []
+    if is_full and config.calibration == "hessian":
+        changes.append({"calibration": "diagonal"})
+    if config.rank:
+        changes += [{"rank": 0}, *({"rank": 0, **change} for change in changes)]
+    for change in changes:
+        options = core_options(config.replace(**change))
+        compressor = _core.DeviceCompressor(rows, cols, options, weight.device.index)
+        needed = compressor.workspace_bytes(is_full and "calibration" not in change)
+        if needed <= free:
+            names = " and ".join(f"{name}={value!r}" for name, value in change.items())
+            words.append(f"with {names} it would take {_mebibytes(needed)}")
+    return ", ".join(words)
+
+
+def _mebibytes(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.0f} MiB"
+
+
 def _plain(weight: Tensor) -> Tensor:
     """Return a weight of a type and with strides that kernels read, itself where possible."""
     plain = weight.detach().resolve_neg()
@@ -132,7 +163,7 @@ def relative_error(matrix: CompressedMatrix, weight: Tensor) -> float:
     """Return :meth:`CompressedMatrix.relative_error` of a weight on a GPU, computed there."""
     if tuple(weight.shape) != matrix.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {matrix.shape}")
-    with _memory_errors(f"comparing {matrix.shape} takes its dense matrix beside the weight"):
+    with _memory_errors(lambda: f"comparing {matrix.shape} takes its dense matrix"):
         codes = matrix.state_dict()["codes"].to(weight.device)
         decoded = dense(prepare(codes, lambda: matrix)).T
         energy = error = 0.0

@@ -258,15 +258,14 @@ def compress_matrix(
     True
     """
     config = CompressionConfig(bits=3) if config is None else config
-    options = core_options(config)
     if is_on_gpu(weight):
         from .device_compression import compress
 
-        packed, objective = compress(weight, options, input_second_moment, output_second_moment)
+        packed, objective = compress(weight, config, input_second_moment, output_second_moment)
     else:
         packed, objective = _core.compress_matrix(
             exportable(weight),
-            options,
+            core_options(config),
             input_second_moment=exportable_or_none(input_second_moment),
             output_second_moment=exportable_or_none(output_second_moment),
         )

@@ -160,7 +160,8 @@ class TestRefusals:
         given = weight(4, 4)
         monkeypatch.setattr(Compressor, "needed", 5 << 20)
         monkeypatch.setattr(torch, "empty", full)
-        expected = r"2 GiB; compressing \(4, 4\) takes 5 MiB beside the weight: free memory"
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 << 20, 80 << 30))
+        expected = r"2 GiB; compressing \(4, 4\) takes 5 MiB beside .*, 3 MiB are free: free memory"
         with pytest.raises(DeviceMemoryError, match=expected):
             compress_matrix(given)
         monkeypatch.setattr(Tensor, "contiguous", full)
@@ -169,6 +170,39 @@ class TestRefusals:
         monkeypatch.setattr(Tensor, "to", full)
         with pytest.raises(DeviceMemoryError, match="2 GiB; the weight takes 0 MiB: free memory"):
             device_compression.to_device(given, torch.device("cpu"))
+
+    def test_out_of_memory_says_what_would_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: Any, **__: Any) -> Tensor:
+            raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
+
+        def workspace_bytes(compressor: Compressor, full_moment: bool) -> int:
+            return (1 + 4 * compressor.options.rank + 2 * full_moment) << 20
+
+        def free(mebibytes: int) -> None:
+            memory = (mebibytes << 20, 80 << 30)
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: memory)
+
+        monkeypatch.setattr(Compressor, "workspace_bytes", workspace_bytes)
+        monkeypatch.setattr(device_compression, "core_options", lambda config: config)
+        monkeypatch.setattr(torch, "empty", full)
+        config = CompressionConfig(bits=3, rank=1)
+
+        def message() -> str:
+            with pytest.raises(DeviceMemoryError) as caught:
+                compress_matrix(weight(4, 4), config, input_second_moment=torch.eye(4))
+            return str(caught.value)
+
+        free(5)
+        assert "takes 7 MiB beside the weight, 5 MiB are free, " in message()
+        assert "with calibration='diagonal' it would take 5 MiB" in message()
+        assert "with rank=0 it would take 3 MiB" in message()
+        assert "with rank=0 and calibration='diagonal' it would take 1 MiB: free" in message()
+        free(2)
+        assert "with calibration='diagonal' it" not in message()
+        assert "with rank=0 it" not in message()
+        assert "with rank=0 and calibration='diagonal' it would take 1 MiB: free" in message()
+        free(0)
+        assert "0 MiB are free: free memory of the GPU, or compress on the CPU" in message()
 
 
 class TestCore:
