@@ -7,6 +7,9 @@ The bound is the longer one of two times: that in which the weight is read and t
 written, and that of the GPU's arithmetic in float32. The trellis takes 5 operations for each of its
 states and entries, half as many again around the seams of 256 rows; a low rank, products with
 rank + 10 columns; feedback, the triangular filter's factorization and two products with it.
+
+Calibration runs torch's own kernels: of it the second moments are timed, in float32 without TF32,
+for which a row takes (n + 1024) n / 2 multiply-adds (panels of 1024 columns, upper triangle).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from bench.compress_speed import PROBLEMS, Shape
 from bench.gpu_speed import copy_bandwidth
 from llava_fa import CompressionConfig, compress_matrix
 from llava_fa.in_flight import IN_FLIGHT, use_own_stream
+from llava_fa.moments import SecondMoment
 
 DEVICE = torch.device("cuda", 0)
 SEARCH_OPERATIONS = 5 * 1.5
@@ -100,6 +104,31 @@ def bound(shape: Shape, setting: Setting, bandwidth: float) -> float:
     """Seconds that the memory or the arithmetic takes at least."""
     memory = shape[0] * shape[1] * (2 + setting.config.bits / 8) / bandwidth
     return max(memory, operations(shape, setting) / peak_operations())
+
+
+def moments(channels: set[int], count: int) -> list[dict[str, Any]]:
+    """Time adding ``count`` inputs to a second moment."""
+    rows = []
+    for size in sorted(channels):
+        inputs = torch.randn(count, size, device=DEVICE).bfloat16()
+        moment = SecondMoment(size, DEVICE)
+        moment.add(inputs)  # loads the kernels
+        found = seconds(lambda add=moment.add, inputs=inputs: _finished(add, inputs))
+        least = count * size * (size + min(size, 1024)) / 2 / peak_operations()
+        rows.append(
+            {
+                "channels": size,
+                "inputs": count,
+                "ms": 1e3 * found,
+                "of the bound": least / found,
+            }
+        )
+    return rows
+
+
+def _finished(add: Callable[[torch.Tensor], None], inputs: torch.Tensor) -> None:
+    add(inputs)
+    torch.cuda.synchronize()
 
 
 def second_moment(channels: int) -> torch.Tensor:
@@ -176,7 +205,11 @@ def main() -> None:
     torch.manual_seed(0)
     shapes = Counter({(1024, 1024): 1}) if arguments.quick else model_shapes()
     rows = rows_of(shapes, SETTINGS, copy_bandwidth())
-    tables = {"Matrices": rows, "Targets": totals(rows, SETTINGS, judge=not arguments.quick)}
+    tables = {
+        "Matrices": rows,
+        "Second moments": moments({cols for _, cols in shapes}, 1024 if arguments.quick else 8192),
+        "Targets": totals(rows, SETTINGS, judge=not arguments.quick),
+    }
     figures = {"device": torch.cuda.get_device_properties(0).name}
     support.publish("gpu_compression", arguments.json, tables, figures)
 

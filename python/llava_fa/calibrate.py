@@ -24,6 +24,7 @@ import torch
 
 from . import writer
 from .collected import accumulator_type, wants_full
+from .dense_model import calibration_memory_errors
 from .errors import NonFiniteError
 from .moments import Accumulator, LayerMoment, MomentFolder, MomentMemory, MomentStore
 from .passes import ForwardPasses
@@ -138,10 +139,11 @@ class Calibration:
     def _first_pass(self) -> Trace:
         one_pass = self._options.order == "one-pass"
         passes = self._passes()
-        trace, found = passes.trace(self._full, self._options.memory if one_pass else 0)
-        if self._path is not None:
-            writer.write_json(self._path, trace.to_dict())
-        self._write(trace, found)
+        with calibration_memory_errors():
+            trace, found = passes.trace(self._full, self._options.memory if one_pass else 0)
+            if self._path is not None:
+                writer.write_json(self._path, trace.to_dict())
+            self._write(trace, found)
         return trace
 
     def _warn(self) -> None:
@@ -212,15 +214,16 @@ class Calibration:
         mark: str | None = self.trace.unit(missing[0])
         if self._options.order == "one-pass":
             mark = self.trace.unit(following[0]) if following else None
-        found = passes.collect(
-            self.trace,
-            missing,
-            self._full,
-            start=start,
-            mark=mark if self._remembers else None,
-            title=title,
-        )
-        self._write(self.trace, found)
+        with calibration_memory_errors():
+            found = passes.collect(
+                self.trace,
+                missing,
+                self._full,
+                start=start,
+                mark=mark if self._remembers else None,
+                title=title,
+            )
+            self._write(self.trace, found)
 
     def _write(self, trace: Trace, found: dict[int, Accumulator]) -> None:
         """Store moments, freeing each accumulator: its mean takes half as much again."""

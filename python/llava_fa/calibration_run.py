@@ -14,8 +14,8 @@ import torch
 from . import writer
 from .calibrate import Calibration, CalibrationOptions
 from .capture import CalibrationData
+from .dense_model import load_dense_model
 from .matrix import CompressedMatrix
-from .modules import build_meta_model
 from .moments import LayerMoment, MomentFolder
 from .partial import Part, PartialRun, ShardRecord
 from .passes import ForwardPasses
@@ -29,13 +29,17 @@ CalibrationInput = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """What the caller asked for, checked: ``data`` or ``load`` or neither."""
+    """What the caller asked for, checked: ``data`` or ``load`` or neither.
+
+    ``device`` is where the dense model runs and its second moments are collected.
+    """
 
     data: CalibrationData | None
     order: str
     memory: int
     save: Path | None
     load: Path | None
+    device: torch.device
 
     @classmethod
     def of(
@@ -46,6 +50,7 @@ class CalibrationRequest:
         memory: int | str,
         save: str | os.PathLike[str] | None,
         load: str | os.PathLike[str] | None,
+        device: torch.device,
     ) -> CalibrationRequest:
         """Check the options against each other."""
         memory_bytes = parse_size("calibration_memory", memory)
@@ -63,8 +68,8 @@ class CalibrationRequest:
         if save is not None and data is None:
             raise ValueError("save_calibration needs calibration_data (--calib)")
         examples = None if data is None else CalibrationData(data, samples)
-        paths = [None if path is None else Path(path) for path in (save, load)]
-        return cls(examples, order, memory_bytes, *paths)
+        target, source = (None if path is None else Path(path) for path in (save, load))
+        return cls(examples, order, memory_bytes, target, source, device)
 
     @property
     def given(self) -> bool:
@@ -77,7 +82,19 @@ class CalibrationRequest:
             return {"file": writer.hash_file(self.load) if self.load.is_file() else ""}
         if self.data is None:
             return None
-        return {"data": self.data.fingerprint(), "order": self.order}
+        # Another device adds in another order.
+        device = {"device": self.device.type} if self.device.type != "cpu" else {}
+        return {"data": self.data.fingerprint(), "order": self.order, **device}
+
+    def passes(self, checkpoint: Checkpoint, *, progress: bool) -> ForwardPasses:
+        """Load the dense model and return the passes over the examples."""
+        assert self.data is not None
+        data = self.data
+        return ForwardPasses(
+            load_dense_model(checkpoint, device=self.device),
+            lambda: data.model_inputs(checkpoint.folder),
+            progress=progress,
+        )
 
 
 def wanted_moments(plan: Plan) -> tuple[dict[str, int], dict[str, bool]]:
@@ -210,7 +227,7 @@ class CalibrationRun:
         pending = self.pending(run, records)
         calibration = Calibration(
             run.folder,
-            lambda: self._passes(progress),
+            lambda: self._request.passes(self._checkpoint, progress=progress),
             self._full,
             lambda layer: _decoded(run, layer, self._numbers[layer]),
             options,
@@ -228,12 +245,6 @@ class CalibrationRun:
             calibration.drop_all()
         return unsaved
 
-    def _passes(self, progress: bool) -> ForwardPasses:
-        data, folder = self._request.data, self._checkpoint.folder
-        assert data is not None
-        model = load_dense_model(self._checkpoint)
-        return ForwardPasses(model, lambda: data.model_inputs(folder), progress=progress)
-
     def _warn_unseen(self, saved: SavedCalibration) -> None:
         if saved.unseen:
             warnings.warn(
@@ -250,9 +261,3 @@ def _decoded(run: PartialRun, layer: str, number: int) -> torch.Tensor | None:
     tensors = {t.name.removeprefix(f"{layer}."): t.entry.read() for t in part.tensors}
     weight: torch.Tensor = CompressedMatrix.from_state_dict(tensors).dense()
     return weight
-
-
-def load_dense_model(checkpoint: Checkpoint, dtype: str = "auto") -> Any:
-    """Load the checkpoint's own class of model, by default in its own type, on the CPU."""
-    model_class: Any = type(build_meta_model(checkpoint))
-    return model_class.from_pretrained(checkpoint.folder, dtype=dtype).eval()

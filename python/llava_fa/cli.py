@@ -112,7 +112,7 @@ def _add_compress(commands: Any) -> None:
     parser.add_argument(
         "--device",
         default="cpu",
-        help="cpu, or an NVIDIA GPU that finds codes and low rank: cuda, cuda:1",
+        help="cpu, or an NVIDIA GPU that calibrates and finds the codes: cuda, cuda:1",
     )
 
 
@@ -144,6 +144,7 @@ def _compress(arguments: argparse.Namespace) -> int:
         sensitivity=arguments.sensitivity,
         plan=arguments.plan,
         device=arguments.device,
+        calibration_device=arguments.calibration_device,
     )
     print(report.to_json() if arguments.json else report.summary_table())
     return 0

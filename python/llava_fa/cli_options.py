@@ -74,6 +74,11 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         help="for second moments beside the model; less takes more forward passes",
     )
     parser.add_argument(
+        "--calibration-device",
+        metavar="DEVICE",
+        help="where the dense model runs: cpu, cuda, cuda:1 (default: --device, or cpu)",
+    )
+    parser.add_argument(
         "--load-calibration", metavar="FILE", help="second moments, instead of --calib"
     )
     parser.add_argument(

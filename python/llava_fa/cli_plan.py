@@ -75,6 +75,7 @@ def run_plan(arguments: argparse.Namespace, config: Any) -> int:
         load_calibration=arguments.load_calibration,
         on_nonfinite=arguments.on_nonfinite,
         max_shard_size=arguments.max_shard_size,
+        calibration_device=arguments.calibration_device or "cpu",
         progress=not arguments.no_progress,
     )
     plan.save(arguments.output)

@@ -71,7 +71,7 @@ class Collected:
             self._taken += kind.nbytes(size)
             self._mean = max(self._mean, kind.mean_nbytes(size))
             if self._fits():
-                self._by_leader[leader] = kind(size)
+                self._by_leader[leader] = kind(size, rows.device)
             else:
                 self._by_leader.clear()
         if leader in self._by_leader:

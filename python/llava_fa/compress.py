@@ -21,6 +21,7 @@ from .calibration_run import CalibrationInput, CalibrationRequest, CalibrationRu
 from .choice import choose_settings
 from .config import CompressionConfig
 from .device_compression import compression_device, to_device
+from .devices import torch_device
 from .errors import DiskFullError, LlavaFaError, NonFiniteError
 from .in_flight import PartsInFlight
 from .matrix import compress_matrix
@@ -68,6 +69,7 @@ def compress_checkpoint(
     sensitivity: str = DEFAULT_SENSITIVITY,
     plan: BitPlan | str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
+    calibration_device: str | torch.device | None = None,
 ) -> CompressionReport:
     """Compress the linear layers of a Hugging Face checkpoint into a new folder.
 
@@ -115,7 +117,10 @@ def compress_checkpoint(
         :func:`plan_checkpoint` or a file that ``llava-fa plan`` saved.
     device
         ``"cpu"``, or an NVIDIA GPU (``"cuda"``, ``"cuda:1"``) that finds the codes and the low rank
-        of every matrix; planning and calibration stay on the CPU.
+        of every matrix.
+    calibration_device
+        Where the dense model runs over the examples, if not on ``device``: the whole model must fit
+        there, and ``calibration_memory`` beside.
 
     Raises
     ------
@@ -148,6 +153,7 @@ def compress_checkpoint(
     choice = choose_settings(config, recipe, target_bits, target_size, sensitivity, plan)
     config, rules, folder = choice.config, choice.recipe, Path(output)
     shard_bytes = parse_size("max_shard_size", max_shard_size)
+    place = compression_device(device)
     calibration = CalibrationRequest.of(
         calibration_data,
         calibration_samples,
@@ -155,8 +161,10 @@ def compress_checkpoint(
         calibration_memory,
         save_calibration,
         load_calibration,
+        place
+        if calibration_device is None
+        else torch_device("calibration_device", calibration_device),
     )
-    place = compression_device(device)
     checkpoint = Checkpoint.open(source)
     check_places(checkpoint.folder, folder)
     work = make_plan(checkpoint, config, choice.plan or rules)

@@ -5,8 +5,8 @@ The small parts of a low rank, and its factors as they are stored, are found on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ from . import _core
 from .arrays import Array, dtype_name, exportable_or_none, is_on_gpu
 from .config import CompressionConfig
 from .device_ops import cuda_unavailable_reason, dense, prepare
-from .errors import DeviceError, DeviceMemoryError
+from .devices import memory_errors, named_device, torch_device
+from .errors import DeviceError
 from .matrix import CompressedMatrix, core_options
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ERROR_ROWS = 512
-_REMEDY = "free memory of the GPU, or compress on the CPU"
 
 
 def compression_device(device: str | torch.device) -> torch.device:
@@ -34,35 +34,14 @@ def compression_device(device: str | torch.device) -> torch.device:
     DeviceError
         No GPU can be used here.
     """
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}, expected 'cpu', 'cuda' or 'cuda:0'") from error
-    if chosen.type == "cpu":
-        return chosen
-    if chosen.type != "cuda":
-        raise ValueError(f"device is '{chosen}', expected 'cpu', 'cuda' or 'cuda:0'")
-    if (reason := cuda_unavailable_reason()) is not None:
+    chosen = named_device("device", device)
+    if chosen.type == "cuda" and (reason := cuda_unavailable_reason()) is not None:
         raise DeviceError(f"device is '{chosen}', but no GPU can be used: {reason}")
-    if not torch.cuda.is_available():
-        raise DeviceError(
-            f"device is '{chosen}', but torch {torch.__version__} cannot use a GPU: install torch "
-            "for CUDA and for the driver that nvidia-smi shows, or compress on the CPU"
-        )
-    if (chosen.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"device is '{chosen}', expected 'cuda:0' to 'cuda:{count - 1}'")
-    return torch.device("cuda", chosen.index or 0)
+    return torch_device("device", chosen)
 
 
-@contextmanager
-def _memory_errors(what: Callable[[], str]) -> Iterator[None]:
-    """Say what needs the memory that a GPU does not have."""
-    try:
-        yield
-    except DeviceMemoryError:
-        raise
-    except torch.cuda.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"{error}; {what()}: {_REMEDY}") from error
+def _memory_errors(what: Callable[[], str]) -> AbstractContextManager[None]:
+    return memory_errors(what, "free memory of the GPU, or compress on the CPU")
 
 
 def to_device(weight: Tensor, device: torch.device) -> Tensor:

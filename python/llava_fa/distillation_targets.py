@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dense_model import on_device_of
 from .errors import CheckpointError, NonFiniteError
 
 POSITIONS = ("text", "last")
@@ -84,7 +85,7 @@ def examples_of(
             raise CheckpointError(
                 f"calibration example {number} has {sorted(given)}, expected input_ids among them"
             )
-        placed = {key: _placed(value, model) for key, value in given.items() if key != "labels"}
+        placed = on_device_of(model, {k: value for k, value in given.items() if k != "labels"})
         mask = _positions(given, model.config, positions)
         if not bool(mask.any()):
             raise CheckpointError(
@@ -100,12 +101,6 @@ def examples_of(
         examples.append(Example(placed, mask, answers))
         done()
     return examples
-
-
-def _placed(value: Any, model: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
 def _positions(inputs: Mapping[str, Any], config: Any, rule: str) -> Tensor:

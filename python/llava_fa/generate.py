@@ -10,6 +10,7 @@ import torch
 from transformers import TextStreamer
 
 from .capture import load_processor, prompt_text
+from .dense_model import on_device_of
 from .errors import CheckpointError
 from .fmvr import elastic_processor
 from .hf import Runtime
@@ -71,10 +72,7 @@ def answer(
     text = prompt_text(processor, prompt, len(images))
     arguments: dict[str, Any] = {"images": images} if images else {}
     inputs = processor(text=text, return_tensors="pt", **arguments, **budget)
-    inputs = {
-        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for key, value in inputs.items()
-    }
+    inputs = on_device_of(model, inputs)
     tokenizer = getattr(processor, "tokenizer", processor)
     printer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with torch.inference_mode():

@@ -17,6 +17,7 @@ _ROWS = 1024
 # Columns per product: bounds the temporary at 4·1024·n bytes and leaves out the lower triangle.
 _COLUMNS = 1024
 _TENSOR = "second_moment"
+_CPU = torch.device("cpu")
 
 
 class MeanSquares:
@@ -26,11 +27,13 @@ class MeanSquares:
     ----------
     size
         The layer's number of input features n.
+    device
+        Where the rows come from, and are added.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device = _CPU) -> None:
         self.count = 0
-        self._sum = torch.zeros(size, dtype=torch.float64)
+        self._sum = torch.zeros(size, dtype=torch.float64, device=device)
 
     @staticmethod
     def nbytes(size: int) -> int:
@@ -45,12 +48,12 @@ class MeanSquares:
     def add(self, rows: torch.Tensor) -> None:
         """Add inputs of shape (rows, n)."""
         for block in torch.split(rows, _ROWS):
-            self._sum += block.to("cpu", torch.float64).square_().sum(0)
+            self._sum += block.to(self._sum.device, torch.float64).square().sum(0)
         self.count += rows.shape[0]
 
     def mean(self) -> torch.Tensor:
-        """Return the mean squares, float64 of shape (n,)."""
-        return self._sum / max(1, self.count)
+        """Return the mean squares, float64 of shape (n,), on the CPU."""
+        return (self._sum / max(1, self.count)).cpu()
 
 
 class SecondMoment:
@@ -65,11 +68,13 @@ class SecondMoment:
     ----------
     size
         The layer's number of input features n.
+    device
+        Where the rows come from, and are multiplied.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device = _CPU) -> None:
         self.count = 0
-        self._sum = torch.zeros(size, size, dtype=torch.float64)
+        self._sum = torch.zeros(size, size, dtype=torch.float64, device=device)
         self._waiting: list[torch.Tensor] = []
         self._waiting_rows = 0
 
@@ -91,7 +96,7 @@ class SecondMoment:
         """
         self.count += rows.shape[0]
         for block in torch.split(rows, _ROWS):
-            self._waiting.append(block.to("cpu", torch.float32, copy=True))
+            self._waiting.append(block.to(self._sum.device, torch.float32, copy=True))
             self._waiting_rows += block.shape[0]
             if self._waiting_rows >= _ROWS:
                 self._multiply()
@@ -107,17 +112,17 @@ class SecondMoment:
         return ((begin, min(begin + _COLUMNS, size)) for begin in range(0, size, _COLUMNS))
 
     def mean(self) -> torch.Tensor:
-        """Return the second moment, float32 of shape (n, n), exactly symmetric."""
+        """Return the second moment, float32 of shape (n, n), exactly symmetric, on the CPU."""
         if self._waiting:
             self._multiply()
-        result = torch.empty(self._sum.shape, dtype=torch.float32)
+        result = torch.empty_like(self._sum, dtype=torch.float32)
         for begin, end in self._panels():
             panel = (self._sum[begin:end, begin:] / max(1, self.count)).to(torch.float32)
             square = panel[:, : end - begin]
             square.copy_(square.triu() + square.triu(1).T)
             result[begin:end, begin:] = panel
             result[begin:, begin:end] = panel.T
-        return result
+        return result.cpu()
 
 
 Accumulator: TypeAlias = MeanSquares | SecondMoment

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from .collected import Collected, accumulator_type, check_finite, unmasked_rows
+from .dense_model import on_device_of
 from .moments import Accumulator
 from .shortcut import replaced, skipped
 from .trace import Trace, Tracer, UnsharedInputError, block_input, layer_input
@@ -114,7 +115,8 @@ class ForwardPasses:
         title
             What the progress bar calls the pass.
         """
-        found = {n: accumulator_type(trace, n, full)(trace.inputs[n].size) for n in numbers}
+        device = self.model.device
+        found = {n: accumulator_type(trace, n, full)(trace.inputs[n].size, device) for n in numbers}
         by_leader = {trace.inputs[n].leader: moment for n, moment in found.items()}
         marked: dict[int, torch.Tensor] = {}
         # Whether beginning at ``start`` gives the same inputs, by the kind of example.
@@ -228,7 +230,7 @@ class ForwardPasses:
         )
 
     def _forward(self, example: Example) -> None:
-        inputs = {key: _to_device(value, self.model) for key, value in example.items()}
+        inputs = on_device_of(self.model, example)
         # In a copy of the context, because a pass may end in the middle of the model. Not in
         # inference mode: its tensors do not count changes, which tells shared inputs apart.
         with torch.no_grad():
@@ -283,9 +285,3 @@ def _unit_input(
 
 def _hook(hooks: ExitStack, module: nn.Module, hook: Callable[..., Any]) -> None:
     hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-
-
-def _to_device(value: Any, model: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)

@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from .allocate import Candidate, allocate
 from .bit_plan import BitPlan, PlannedMatrix
 from .calibrate import DEFAULT_MEMORY
-from .calibration_run import CalibrationInput, CalibrationRequest, load_dense_model
+from .calibration_run import CalibrationInput, CalibrationRequest
 from .config import CompressionConfig
+from .dense_model import load_dense_model
+from .devices import torch_device
 from .error_model import CODE_SIZES, DEFAULT_RANKS, MatrixProfile
 from .errors import BudgetError
 from .output_size import file_overhead, kept_bytes, matrix_bytes
@@ -87,6 +91,7 @@ def plan_checkpoint(
     on_nonfinite: Literal["error", "skip"] = "error",
     max_shard_size: int | str = "5GB",
     progress: bool = True,
+    calibration_device: str | torch.device = "cpu",
 ) -> BitPlan:
     """Choose code size and rank of every matrix for a size target; writes nothing.
 
@@ -116,12 +121,14 @@ def plan_checkpoint(
         Second moments that :func:`compress_checkpoint` saved, instead of ``calibration_data``.
     on_nonfinite, max_shard_size, progress
         As for :func:`compress_checkpoint`.
+    calibration_device
+        Where the dense model runs: ``"cpu"``, or a GPU of torch's (``"cuda"``, ``"cuda:1"``).
 
     Raises
     ------
     BudgetError
         The target is below what is possible; the message states the minimum.
-    CheckpointError, RecipeError, NonFiniteError
+    CheckpointError, RecipeError, NonFiniteError, DeviceError, DeviceMemoryError
         As for :func:`compress_checkpoint`.
 
     Examples
@@ -139,6 +146,7 @@ def plan_checkpoint(
         calibration_memory,
         None,
         load_calibration,
+        torch_device("calibration_device", calibration_device),
     )
     checkpoint = Checkpoint.open(source)
     work = make_plan(checkpoint, config, rules)
@@ -269,7 +277,7 @@ def _probe(
             "sensitivity='measured' measures on examples: pass calibration_data (--calib)"
         )
     inputs = list(calibration.data.model_inputs(checkpoint.folder))
-    return SensitivityProbe(load_dense_model(checkpoint), inputs)
+    return SensitivityProbe(load_dense_model(checkpoint, device=calibration.device), inputs)
 
 
 def _planned(

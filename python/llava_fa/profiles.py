@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from .calibrate import Calibration, CalibrationOptions
-from .calibration_run import CalibrationRequest, NoMoments, load_dense_model, wanted_moments
+from .calibration_run import CalibrationRequest, NoMoments, wanted_moments
 from .config import CompressionConfig
 from .error_model import MatrixProfile, profile_matrix
 from .errors import NonFiniteError
 from .moments import MomentSource
-from .passes import ForwardPasses
 from .plan import Plan
 from .saved_calibration import SavedCalibration, model_fingerprint
 from .sensitivity import SensitivityProbe
@@ -104,7 +103,7 @@ class Profiler:
         if request.data is not None:
             calibration = Calibration(
                 None,
-                lambda: self._passes(progress),
+                lambda: request.passes(self._checkpoint, progress=progress),
                 full,
                 lambda layer: None,
                 CalibrationOptions("one-pass", request.memory),
@@ -114,9 +113,3 @@ class Profiler:
                 for layer in layers:
                     del pending[layer]
         yield list(pending), NoMoments()
-
-    def _passes(self, progress: bool) -> ForwardPasses:
-        data, folder = self._request.data, self._checkpoint.folder
-        assert data is not None
-        model = load_dense_model(self._checkpoint)
-        return ForwardPasses(model, lambda: data.model_inputs(folder), progress=progress)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .calibration_run import CalibrationInput, load_dense_model
+from .calibration_run import CalibrationInput
 from .capture import CalibrationData
 from .config import CompressionConfig
+from .dense_model import load_dense_model
 from .dense_weights import DenseWeights
 from .distillation import Outcome, RefinementOptions, split, train
 from .distillation_targets import Example, examples_of

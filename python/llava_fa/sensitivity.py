@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from .config import CompressionConfig
+from .dense_model import calibration_memory_errors, on_device_of
 from .error_model import code_distortion
 from .errors import CheckpointError, NonFiniteError
 from .matrix import compress_matrix
@@ -124,15 +125,9 @@ def measured_weights(
 def _answers(model: Any, inputs: Sequence[Mapping[str, Any]]) -> torch.Tensor:
     """Log-probabilities of the token after every example, (examples, vocabulary), float64."""
     rows = []
-    with torch.inference_mode():
+    with torch.inference_mode(), calibration_memory_errors():
         for example in inputs:
-            placed = {
-                key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-                if isinstance(value, torch.Tensor)
-                else value
-                for key, value in example.items()
-            }
-            logits = getattr(model(**placed), "logits", None)
+            logits = getattr(model(**on_device_of(model, example)), "logits", None)
             if logits is None:
                 raise CheckpointError(
                     f"{type(model).__name__} returns no logits, which sensitivity='measured' "

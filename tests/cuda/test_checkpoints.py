@@ -1,4 +1,4 @@
-"""Whole checkpoints compressed on a GPU, several matrices at a time, and while loading."""
+"""Whole checkpoints on a GPU: calibrated, compressed several at a time, and while loading."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import llava_fa
 from device_cases import needs_gpu
@@ -48,6 +49,26 @@ def test_errors_are_those_of_the_cpu(config: CompressionConfig, tmp_path: Path) 
         assert found.nbytes_after == expected.nbytes_after
         if expected.spec:
             assert found.relative_error == pytest.approx(expected.relative_error, rel=tolerance)
+
+
+def test_second_moments_are_those_of_the_cpu(tmp_path: Path) -> None:
+    words = torch.randint(5, 40, (16, 64), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": line[None]} for line in words]
+    saved = {place: tmp_path / f"{place}.safetensors" for place in ("cpu", "cuda")}
+    for place, file in saved.items():
+        compress_checkpoint(
+            MODEL,
+            tmp_path / place,
+            CompressionConfig(bits=3),
+            calibration_data=data,
+            calibration_device=place,
+            save_calibration=file,
+            progress=False,
+        )
+    expected, found = (load_file(saved[place]) for place in ("cpu", "cuda"))
+    assert expected.keys() == found.keys()
+    for name, moment in expected.items():
+        assert (found[name] - moment).norm() <= 1e-3 * moment.norm(), name
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])

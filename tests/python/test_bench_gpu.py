@@ -38,6 +38,8 @@ def test_every_setting_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rows = found["tables"]["Matrices"]
     assert [row["setting"] for row in rows] == [setting.name for setting in SETTINGS]
     assert all(0 < row["of the bound"] < 1 < row["in flight, ms each"] for row in rows)
+    assert [row["channels"] for row in found["tables"]["Second moments"]] == [1024]
+    assert all(row["of the bound"] > 0 for row in found["tables"]["Second moments"])
     targets = found["tables"]["Targets"]
     assert len(targets) == sum(setting.target_seconds is not None for setting in SETTINGS)
     assert all(target["met"] is None for target in targets)

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 from torch import Tensor
 
 import llava_fa
@@ -259,12 +261,16 @@ class TestDevices:
 
 class TestCheckpoints:
     @pytest.fixture(autouse=True)
-    def gpu(self, monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, Any]]) -> None:
+    def gpu(
+        self, monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, Any]]
+    ) -> Iterator[torch.device]:
         """A machine that says it has one."""
         place = torch.device("cuda:0")
         monkeypatch.setattr("llava_fa.compress.compression_device", lambda device: place)
         monkeypatch.setattr("llava_fa.compress.to_device", lambda weight, device: weight)
         monkeypatch.setattr("llava_fa.in_flight.use_own_stream", lambda device: None)
+        with pretend_gpu() as device:
+            yield device
 
     def test_every_matrix_is_compressed_there(
         self, llava_folder: Path, tmp_path: Path, calls: list[dict[str, Any]]

@@ -43,6 +43,14 @@ class TestAccumulators:
         torch.testing.assert_close(moments.mean(), values.double().square().mean(0))
 
     @pytest.mark.parametrize("kind", [MeanSquares, SecondMoment])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_rows_stay_as_they_are(self, kind: Any, dtype: torch.dtype) -> None:
+        values = rows(5).to(dtype)
+        before = values.clone()
+        kind(6).add(values)
+        assert torch.equal(values, before)
+
+    @pytest.mark.parametrize("kind", [MeanSquares, SecondMoment])
     def test_half_precision_does_not_overflow(self, kind: Any) -> None:
         moments = kind(1)
         moments.add(torch.full((4, 1), 60000.0, dtype=torch.float16))
