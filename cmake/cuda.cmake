@@ -13,9 +13,32 @@ set(LLAVA_FA_CUDA_KERNELS
     cpp/src/cuda/point_product.cu cpp/src/cuda/spectrum.cu cpp/src/cuda/trellis_product.cu
     cpp/src/cuda/trellis_search.cu)
 
+# NVIDIA's wheels lay nvcc out otherwise than a toolkit: where they are installed for the Python of the
+# build, unless another compiler is named, theirs is taken, and told where its libraries are.
+function(llava_fa_find_nvcc_in_wheels)
+  if(DEFINED CMAKE_CUDA_COMPILER OR DEFINED ENV{CUDACXX} OR NOT Python_EXECUTABLE)
+    return()
+  endif()
+  execute_process(
+    COMMAND ${Python_EXECUTABLE} -c "import nvidia; print(';'.join(nvidia.__path__))"
+    OUTPUT_VARIABLE packages OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  foreach(package IN LISTS packages)
+    set(root "${package}/cu13")
+    if(EXISTS "${root}/bin/nvcc" AND EXISTS "${root}/nvvm/bin/cicc"
+       AND EXISTS "${root}/include/crt" AND EXISTS "${root}/lib/libcudart_static.a")
+      set(CMAKE_CUDA_COMPILER "${root}/bin/nvcc" CACHE FILEPATH "nvcc of NVIDIA's wheels")
+      set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} -L${root}/lib" CACHE STRING "Flags of nvcc" FORCE)
+      return()
+    endif()
+  endforeach()
+endfunction()
+
 set(LLAVA_FA_OLDEST_NVCC 12.8)  # the first that knows architecture 120
 set(LLAVA_FA_CUDA_SUMMARY "CUDA left out (LLAVA_FA_CUDA=${LLAVA_FA_CUDA})")
 set(LLAVA_FA_BUILDS_CUDA FALSE)
+if(NOT LLAVA_FA_CUDA STREQUAL OFF)
+  llava_fa_find_nvcc_in_wheels()
+endif()
 if(LLAVA_FA_CUDA STREQUAL ON)
   enable_language(CUDA)
   set(LLAVA_FA_BUILDS_CUDA TRUE)
@@ -38,10 +61,11 @@ elseif(NOT LLAVA_FA_CUDA MATCHES "^(AUTO|OFF)$")
   message(FATAL_ERROR "LLAVA_FA_CUDA is \"${LLAVA_FA_CUDA}\", expected AUTO, ON or OFF")
 endif()
 if(LLAVA_FA_BUILDS_CUDA)
-  find_package(CUDAToolkit REQUIRED)
   add_library(llava_fa_cuda MODULE cpp/src/cuda/backend.cpp ${LLAVA_FA_CUDA_HOST_SOURCES}
                                    ${LLAVA_FA_CUDA_KERNELS})
-  target_link_libraries(llava_fa_cuda PRIVATE llava_fa llava_fa_options CUDA::cudart_static)
+  target_link_libraries(llava_fa_cuda PRIVATE llava_fa llava_fa_options)
+  target_include_directories(llava_fa_cuda SYSTEM
+                             PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   # Registers are planned: a kernel that spills them is an error, like a warning.
   target_compile_options(
     llava_fa_cuda
