@@ -26,6 +26,7 @@ RECORDED = (
     "decode_speed",
     "load",
     "fmvr",
+    "tf32",
 )
 VERDICTS = {"confirmed", "refuted", "not separable"}
 
@@ -131,6 +132,14 @@ def test_refine(tmp_path: Path, untrained_model: Path) -> None:
     assert row["KL after"] > 0
     assert row["values trained"] > 1000
     assert [verdict["met"] in (True, False) for verdict in found["tables"]["Targets"]] == [True]
+
+
+def test_tf32(tmp_path: Path) -> None:
+    rows = run("tf32", tmp_path)["tables"]["Errors"]
+    assert len(rows) == 13
+    for row in rows[:-1]:
+        assert row["ratio"] == pytest.approx(1, abs=0.05)
+    assert rows[-1]["float32"] < 1e-6 < rows[-1]["TF32"] < 1e-3  # so operands are rounded
 
 
 def test_fmvr(tmp_path: Path, untrained_model: Path) -> None:
