@@ -29,7 +29,7 @@ from bench import support
 from bench.compress_speed import PROBLEMS, Shape
 from bench.gpu_speed import copy_bandwidth
 from llava_fa import CompressionConfig, compress_matrix
-from llava_fa.in_flight import IN_FLIGHT, use_own_stream
+from llava_fa.in_flight import IN_FLIGHT, own_streams
 from llava_fa.moments import SecondMoment
 
 DEVICE = torch.device("cuda", 0)
@@ -78,7 +78,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def all_at_a_time(compress: Callable[[], object]) -> None:
     """Compress as many as are in flight, each on a thread and a stream."""
-    with ThreadPoolExecutor(IN_FLIGHT, initializer=lambda: use_own_stream(DEVICE)) as pool:
+    with ThreadPoolExecutor(IN_FLIGHT, initializer=own_streams(DEVICE, IN_FLIGHT)) as pool:
         for begun in [pool.submit(compress) for _ in range(IN_FLIGHT)]:
             begun.result()
 

@@ -14,9 +14,9 @@ set(LLAVA_FA_CUDA_KERNELS
     cpp/src/cuda/trellis_search.cu)
 
 # NVIDIA's wheels lay nvcc out otherwise than a toolkit: where they are installed for the Python of the
-# build, unless another compiler is named, theirs is taken, and told where its libraries are.
+# build, unless another compiler is named, theirs is named, and told where its libraries are.
 function(llava_fa_find_nvcc_in_wheels)
-  if(DEFINED CMAKE_CUDA_COMPILER OR DEFINED ENV{CUDACXX} OR NOT Python_EXECUTABLE)
+  if(CMAKE_CUDA_COMPILER OR DEFINED ENV{CUDACXX} OR NOT Python_EXECUTABLE)
     return()
   endif()
   execute_process(
@@ -26,8 +26,12 @@ function(llava_fa_find_nvcc_in_wheels)
     set(root "${package}/cu13")
     if(EXISTS "${root}/bin/nvcc" AND EXISTS "${root}/nvvm/bin/cicc"
        AND EXISTS "${root}/include/crt" AND EXISTS "${root}/lib/libcudart_static.a")
-      set(CMAKE_CUDA_COMPILER "${root}/bin/nvcc" CACHE FILEPATH "nvcc of NVIDIA's wheels")
-      set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} -L${root}/lib" CACHE STRING "Flags of nvcc" FORCE)
+      unset(CMAKE_CUDA_COMPILER CACHE)  # that none was found before the wheels were installed
+      set(ENV{CUDACXX} "${root}/bin/nvcc")
+      set(ENV{CUDAFLAGS} "$ENV{CUDAFLAGS} -L${root}/lib")
+      if(CMAKE_CUDA_FLAGS)  # in whose place CMake does not read the environment
+        set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} -L${root}/lib" CACHE STRING "Flags of nvcc" FORCE)
+      endif()
       return()
     endif()
   endforeach()

@@ -109,13 +109,15 @@ class Calibration:
         for position, group in enumerate(groups):
             following = groups[position + 1] if position + 1 < len(groups) else ()
             self._collect(group, following, f"{position + 1} of {len(groups)}")
+            if not following:
+                self._loaded = None  # the model's memory, which the matrices may need
             layers = [layer for number in group for layer in self.trace.inputs[number].layers]
             yield [layer for layer in layers if layer in pending]
             if self._options.order == "sequential" and self._loaded is not None:
                 self._install(layers)
             if not self._options.keep:
                 self._drop(group)
-        self._loaded = None  # the model's memory
+        self._loaded = None
 
     def drop_all(self) -> None:
         """Delete the moments that were kept."""
@@ -253,5 +255,5 @@ class Calibration:
             weight = self._decoded(layer)
             if weight is not None:
                 module: Any = self._loaded.model.get_submodule(layer)
-                with torch.no_grad():
+                with torch.no_grad(), calibration_memory_errors():
                     module.weight.copy_(weight)

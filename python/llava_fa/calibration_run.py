@@ -86,12 +86,12 @@ class CalibrationRequest:
         device = {"device": self.device.type} if self.device.type != "cpu" else {}
         return {"data": self.data.fingerprint(), "order": self.order, **device}
 
-    def passes(self, checkpoint: Checkpoint, *, progress: bool) -> ForwardPasses:
-        """Load the dense model and return the passes over the examples."""
+    def passes(self, checkpoint: Checkpoint, *, progress: bool, model: Any = None) -> ForwardPasses:
+        """Return the passes over the examples, of the dense model, which is loaded if not given."""
         assert self.data is not None
         data = self.data
         return ForwardPasses(
-            load_dense_model(checkpoint, device=self.device),
+            load_dense_model(checkpoint, device=self.device) if model is None else model,
             lambda: data.model_inputs(checkpoint.folder),
             progress=progress,
         )

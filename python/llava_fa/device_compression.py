@@ -41,7 +41,8 @@ def compression_device(device: str | torch.device) -> torch.device:
 
 
 def _memory_errors(what: Callable[[], str]) -> AbstractContextManager[None]:
-    return memory_errors(what, "free memory of the GPU, or compress on the CPU")
+    remedy = "free memory of the GPU, or compress on the CPU"
+    return memory_errors(what, f"{remedy}; calibration_device='cpu' keeps the dense model away")
 
 
 def to_device(weight: Tensor, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ class DeviceError(LlavaFaError, RuntimeError):
 
 
 class DeviceMemoryError(DeviceError, torch.cuda.OutOfMemoryError):
-    """The memory of a GPU is too full for a product or a compression."""
+    """The memory of a GPU is too full for a product, a compression or a calibration."""
 
 
 class CheckpointError(LlavaFaError):

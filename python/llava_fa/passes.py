@@ -165,6 +165,8 @@ class ForwardPasses:
                 self._observed(run, _keeper(received)) as states,
             ):
                 self._forward(run.example)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception:
             # The model stumbled over a skipped block's output; a genuine error comes up again when
             # the whole model runs.

@@ -103,7 +103,12 @@ class Profiler:
         if request.data is not None:
             calibration = Calibration(
                 None,
-                lambda: request.passes(self._checkpoint, progress=progress),
+                lambda: request.passes(
+                    self._checkpoint,
+                    progress=progress,
+                    # Its weights are the dense ones but while it measures.
+                    model=self._probe.model if self._probe else None,
+                ),
                 full,
                 lambda layer: None,
                 CalibrationOptions("one-pass", request.memory),

@@ -63,7 +63,7 @@ class SensitivityProbe:
     """
 
     def __init__(self, model: Any, inputs: Sequence[Mapping[str, Any]]) -> None:
-        self._model, self._inputs = model.eval(), inputs
+        self.model, self._inputs = model.eval(), inputs
         self._reference = _answers(model, inputs)
         if not bool(torch.isfinite(self._reference).all()):
             raise NonFiniteError(
@@ -76,15 +76,15 @@ class SensitivityProbe:
         self, name: str, config: CompressionConfig, second_moment: torch.Tensor | None = None
     ) -> None:
         """Code one matrix alone, as it will be with these settings, and compare the answers."""
-        weight = self._model.get_submodule(name).weight
-        kept = weight.detach().clone()
-        dense = kept.cpu().float()
+        weight = self.model.get_submodule(name).weight
+        kept = weight.detach().cpu().clone()
+        dense = kept.float()
         probe = config.replace(bits=_PROBE_BITS, rank=0).for_checkpoint()
         matrix = compress_matrix(dense, probe, input_second_moment=second_moment)
         try:
             with torch.no_grad():
                 weight.copy_(matrix.dense())
-            answers = _answers(self._model, self._inputs)
+            answers = _answers(self.model, self._inputs)
         finally:
             with torch.no_grad():
                 weight.copy_(kept)

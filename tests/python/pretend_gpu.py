@@ -67,7 +67,7 @@ class Distant(torch.Tensor):
 def _computed(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     name, values = str(function), tree_leaves([list(args), dict(kwargs)])
     if name not in _COPIES:
-        looked_at = tree_leaves(args[0]) if name in _INDEXED else values
+        looked_at = tree_leaves([args[0], *args[2:3]]) if name in _INDEXED else values
         if any(_is_near(value) and value.ndim > 0 for value in looked_at):
             raise RuntimeError(f"{name}: expected all tensors on one device, found {GPU} and cpu")
     found = function(*tree_map(_held, list(args)), **tree_map(_held, dict(kwargs)))

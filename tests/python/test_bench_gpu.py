@@ -26,7 +26,7 @@ def cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu_compression, "copy_bandwidth", lambda: 1e12)
     monkeypatch.setattr(gpu_compression, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(gpu_compression, "use_own_stream", lambda device: None)
+    monkeypatch.setattr(gpu_compression, "own_streams", lambda device, count: lambda: None)
 
 
 @pytest.mark.usefixtures("cpu_as_gpu")

@@ -66,6 +66,16 @@ class TestStreaming:
         passes.collect(source.trace, [0], dict.fromkeys(linear_layers(model), True))
         assert model.blocks[2].calls == calls
 
+    @pytest.mark.parametrize("order", ["one-pass", "sequential"])
+    @pytest.mark.parametrize("memory", [AMPLE, 1])
+    def test_the_model_is_let_go_before_the_last_group_is_compressed(
+        self, order: str, memory: int, tmp_path: Path
+    ) -> None:
+        model = Decoder(*blocks(2))
+        source, _ = calibration(tmp_path, model, toy_data(), memory=memory, order=order)
+        loaded = [source._loaded is not None for _ in source.groups(linear_layers(model))]
+        assert loaded == [True] * (len(loaded) - 1) + [False]
+
     def test_groups_fill_the_memory(self, tmp_path: Path) -> None:
         model = Decoder(*blocks(3))
         room = SecondMoment.nbytes(6) + SecondMoment.nbytes(8) + SecondMoment.mean_nbytes(8)

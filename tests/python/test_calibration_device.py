@@ -15,7 +15,7 @@ from calibration_toys import AMPLE, MODELS, calibration, collected, linear_layer
 from conftest import DATA, compress
 from llava_fa import CompressionConfig, DeviceError, DeviceMemoryError, ResumeError, plan_checkpoint
 from llava_fa.cli import main
-from llava_fa.dense_model import on_device_of
+from llava_fa.dense_model import load_dense_model, on_device_of
 from llava_fa.moments import MeanSquares, SecondMoment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer rows")
@@ -89,7 +89,12 @@ class TestMoments:
             placed = deepcopy(model).to(device)
             assert placed.device == device
             folder = tmp_path / device.type
-            source, _ = calibration(folder, placed, data, memory=memory, full=full)
+            source, passes = calibration(folder, placed, data, memory=memory, full=full)
+            added = passes.collect(source.trace, [0], dict.fromkeys(layers, full))[0]
+            assert added._sum.device == device
+            _, traced = passes.trace(dict.fromkeys(layers, full), memory)
+            assert {moment._sum.device for moment in traced.values()} <= {device}
+            assert memory < AMPLE or traced
             found.append(collected(source, layers))
         for layer, moment in found[0].items():
             assert not isinstance(found[1][layer].values, Distant)
@@ -110,6 +115,7 @@ class TestCheckpoints:
         options["calibration_memory"] = 150_000
         for device in ("cpu", "cuda"):
             compress(llava_folder, tmp_path / device, calibration_device=device, **options)
+        assert ran_on
         assert ran_on == ["cpu"] * (len(ran_on) // 2) + ["cuda"] * (len(ran_on) // 2)
         file = "model.safetensors"
         assert (tmp_path / "cpu" / file).read_bytes() == (tmp_path / "cuda" / file).read_bytes()
@@ -129,8 +135,24 @@ class TestCheckpoints:
             )
             for device in ("cpu", "cuda")
         ]
+        assert ran_on
         assert ran_on == ["cpu"] * (len(ran_on) // 2) + ["cuda"] * (len(ran_on) // 2)
         assert plans[0].to_dict() == plans[1].to_dict()
+
+    def test_planning_loads_one_model(
+        self, llava_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loaded: list[Any] = []
+
+        def load(*arguments: Any, **options: Any) -> Any:
+            loaded.append(load_dense_model(*arguments, **options))
+            return loaded[-1]
+
+        for module in ("planning", "calibration_run"):
+            monkeypatch.setattr(f"llava_fa.{module}.load_dense_model", load)
+        options: dict[str, Any] = {"calibration_data": DATA, "sensitivity": "measured"}
+        plan_checkpoint(llava_folder, target_bits=3.0, progress=False, **options)
+        assert len(loaded) == 1
 
     def test_a_run_is_not_continued_on_another_device(
         self, llama_folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch, gpu: torch.device
@@ -159,6 +181,18 @@ class TestErrors:
         assert "--calibration-device cpu" in str(found.value)
         monkeypatch.undo()
         compress(llama_folder, output, CompressionConfig(), overwrite=True)
+
+    def test_of_memory_in_the_middle_of_the_model(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> Any:
+            raise torch.cuda.OutOfMemoryError("full")
+
+        model, data = MODELS["llava"]()
+        source, _ = calibration(tmp_path, model, data, memory=120_000)
+        monkeypatch.setattr("llava_fa.passes._keeper", lambda received: full)
+        with pytest.raises(DeviceMemoryError, match="full; the whole dense model"):
+            collected(source, linear_layers(model))
 
     @without_gpu
     def test_torch_without_a_gpu(self, llama_folder: Path, output: Path) -> None:

@@ -268,7 +268,7 @@ class TestCheckpoints:
         place = torch.device("cuda:0")
         monkeypatch.setattr("llava_fa.compress.compression_device", lambda device: place)
         monkeypatch.setattr("llava_fa.compress.to_device", lambda weight, device: weight)
-        monkeypatch.setattr("llava_fa.in_flight.use_own_stream", lambda device: None)
+        monkeypatch.setattr("llava_fa.in_flight.own_streams", lambda *_: lambda: None)
         with pretend_gpu() as device:
             yield device
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from llava_fa import DeviceMemoryError, in_flight
+from llava_fa import DeviceError, DeviceMemoryError, in_flight
 from llava_fa.in_flight import IN_FLIGHT, PartsInFlight
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -20,9 +21,12 @@ GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The threads that were given a stream of their own."""
     owners: list[str] = []
-    monkeypatch.setattr(
-        in_flight, "use_own_stream", lambda device: owners.append(threading.current_thread().name)
-    )
+
+    def own_streams(device: torch.device, count: int) -> Callable[[], None]:
+        assert (device, count) == (GPU, IN_FLIGHT)
+        return lambda: owners.append(threading.current_thread().name)
+
+    monkeypatch.setattr(in_flight, "own_streams", own_streams)
     return owners
 
 
@@ -31,6 +35,7 @@ class Maker:
 
     def __init__(self, fails: Callable[[int, int], BaseException | None] | None = None) -> None:
         self.made: list[int] = []
+        self.done: set[int] = set()
         self.threads: set[str] = set()
         self.most = 0
         self._now = 0
@@ -49,6 +54,7 @@ class Maker:
             self._now -= 1
         if error is not None:
             raise error
+        self.done.add(number)
         return -number
 
 
@@ -102,6 +108,50 @@ def test_what_does_not_fit_beside_others_is_made_alone() -> None:
     make = Maker(lambda _, now: DeviceMemoryError("full") if now > 1 else None)
     assert list(made_by(make, range(9))) == [-n for n in range(9)]
     assert len(make.made) > 9
+
+
+def test_what_is_found_saved_is_not_waited_for() -> None:
+    """As shards are built: a part that its thread has saved in the meantime is not asked for."""
+    make = Maker()
+    with PartsInFlight(make, GPU) as parts:
+        parts.expect(range(30))
+        for number in range(30):
+            if number % 4 == 3:
+                time.sleep(0.05)  # a shard is written
+            if number not in make.done:
+                assert parts(number) == -number
+                assert len(parts._begun) <= IN_FLIGHT
+                assert all(later > number for later in parts._begun)
+        assert make.made == list(range(30))
+
+
+def test_what_failed_leaves_no_memory_for_the_next_try() -> None:
+    """Errors hold the frames they come from, and so the tensors there."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def make(number: int) -> Any:
+        weight = torch.zeros(3)
+        if threading.current_thread() is threading.main_thread():
+            alive.append(sum(one() is not None for one in held))
+            return number
+        held.append(weakref.ref(weight))
+        raise DeviceMemoryError("full")
+
+    with PartsInFlight(make, GPU) as parts:
+        parts.expect(range(6))
+        assert [parts(number) for number in range(6)] == list(range(6))
+    assert alive == [0] * 6
+
+
+def test_a_gpu_that_gives_no_stream_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device) -> Any:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "Stream", broken)
+    with pytest.raises(DeviceError, match="cuda:0: CUDA error: unspecified"):
+        PartsInFlight(Maker(), GPU)
 
 
 def test_what_does_not_fit_alone_is_an_error() -> None:
