@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 
 #include "moments.hpp"
+#include "results.hpp"
 #include "stages.hpp"
 
 namespace llava_fa::bindings {
@@ -52,11 +53,7 @@ void bind_calibration(nb::module_& m) {
           nb::gil_scoped_release release;
           scales = diagonal_scales(channel_energies(dense.matrix()), moments.view());
         }
-        auto or_none = [](const std::vector<float>& values) -> nb::object {
-          if (values.empty()) return nb::none();
-          return numpy_copy<float>(values, {values.size()});
-        };
-        return nb::make_tuple(or_none(scales.in), or_none(scales.out));
+        return numpy_scales(scales);
       },
       nb::arg("weight"), nb::arg("input_second_moment") = nb::none(),
       nb::arg("output_second_moment") = nb::none());

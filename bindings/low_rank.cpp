@@ -3,7 +3,7 @@
 
 #include <nanobind/stl/optional.h>
 
-#include "arrays.hpp"
+#include "results.hpp"
 #include "stages.hpp"
 
 namespace llava_fa::bindings {
@@ -24,9 +24,7 @@ void bind_low_rank(nb::module_& m) {
           svd = exact ? exact_svd(planes, rank)
                       : randomized_svd(planes, options, warm_start ? &start : nullptr);
         }
-        return nb::make_tuple(numpy_complex(svd.left_vectors),
-                              numpy_copy<float>(svd.singular_values, {svd.singular_values.size()}),
-                              numpy_complex(svd.right_vectors));
+        return numpy_svd(svd);
       },
       nb::arg("matrix"), nb::arg("rank"), nb::arg("power_iterations"), nb::arg("oversampling"),
       nb::arg("seed"), nb::arg("exact"), nb::arg("warm_start") = nb::none());

@@ -3,8 +3,8 @@
 
 #include <nanobind/stl/string.h>
 
-#include "arrays.hpp"
 #include "llava_fa/trellis.hpp"
+#include "results.hpp"
 #include "stages.hpp"
 
 namespace llava_fa::bindings {
@@ -19,10 +19,7 @@ nb::tuple encode(const AnyArray& values, const std::string& codec, int code_bits
     codes = kind == Codec::trellis ? trellis_encode(planes, code_bits, state_bits, false)
                                    : polar_encode(planes, constellation(kind, code_bits), false);
   }
-  const std::size_t rows = codes.row_scale.size();
-  return nb::make_tuple(numpy_copy<std::uint8_t>(codes.packed, {rows, codes.packed.size() / rows}),
-                        numpy_bytes(std::as_bytes(std::span<const std::uint16_t>(codes.row_scale)),
-                                    "float16", {rows}));
+  return numpy_codes(codes);
 }
 
 nb::object decode(

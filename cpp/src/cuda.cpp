@@ -1,4 +1,5 @@
-// Compression and products on GPUs: loads the CUDA part, checks arguments and hands over to it.
+// Compression, its stages and products on GPUs: loads the CUDA part, checks arguments and hands
+// over to it.
 #include "llava_fa/cuda.hpp"
 
 #include <cstdint>
@@ -6,6 +7,8 @@
 #include "checks.hpp"
 #include "device_backend.hpp"
 #include "llava_fa/constellation.hpp"
+#include "llava_fa/spectrum.hpp"
+#include "low_rank_internal.hpp"
 #include "module_loading.hpp"
 
 namespace llava_fa::cuda {
@@ -52,6 +55,21 @@ void require_pointer(const void* pointer, Index alignment, const char* name) {
   require_argument(aligned(pointer, alignment), name, " is not aligned to ", alignment,
                    " bytes: copy it to an allocation of its own");
 }
+
+void require_workspace(const Workspace& workspace, Index needed) {
+  require_pointer(workspace.data, kAlignment, "workspace");
+  require_argument(workspace.bytes >= needed, "the workspace has ", workspace.bytes,
+                   " bytes, expected at least ", needed);
+}
+
+void require_weight(const Weight& weight, Index cols) {
+  require_argument(weight.row_stride >= cols, "the weight has row_stride ", weight.row_stride,
+                   ", expected at least its width ", cols);
+  require_pointer(weight.data, item_bytes(weight.type), "weight");
+}
+
+// Pairs of float32.
+void require_complex(const void* pointer, const char* name) { require_pointer(pointer, 8, name); }
 
 void require_device(const DeviceBackend& devices, int device) {
   const int count = devices.device_count();
@@ -119,16 +137,88 @@ Index Compressor::workspace_bytes(bool full_moment) const {
 
 CompressionResult Compressor::compress(const Weight& weight, const SecondMoments& moments,
                                        const Workspace& workspace, void* stream) const {
-  const Index needed = workspace_bytes(!moments.input_full.empty());
-  require_argument(weight.row_stride >= cols_, "the weight has row_stride ", weight.row_stride,
-                   ", expected at least its width ", cols_);
-  require_pointer(weight.data, item_bytes(weight.type), "weight");
-  require_pointer(workspace.data, kAlignment, "workspace");
-  require_argument(workspace.bytes >= needed, "the workspace has ", workspace.bytes,
-                   " bytes, expected at least ", needed);
+  require_weight(weight, cols_);
+  require_workspace(workspace, workspace_bytes(!moments.input_full.empty()));
   const std::unique_ptr<WeightStages> stages =
       compressor_->stages(codes_with_feedback(options_, moments), weight, workspace.data, stream);
   return compress_weight(*stages, rows_, cols_, options_, moments);
+}
+
+Stages::Stages(Index rows, Index cols, const CompressionOptions& options, Index oversampling,
+               int device)
+    : rows_(rows), cols_(cols), options_(options), oversampling_(oversampling), device_(device) {
+  validate(spec_of(rows, cols, options));
+  check_subspace(0, oversampling, nullptr, cols);
+  const DeviceBackend& devices = backend();
+  require_device(devices, device);
+  stages_ = devices.stages(rows, cols, options, oversampling, device);
+}
+
+Index Stages::workspace_bytes() const { return stages_->workspace_bytes(); }
+
+DiagonalScales Stages::diagonal_scales(const Weight& weight, const SecondMoments& moments,
+                                       const Workspace& workspace, void* stream) const {
+  require_weight(weight, cols_);
+  require_workspace(workspace, workspace_bytes());
+  return llava_fa::diagonal_scales(stages_->open(workspace.data, stream)->energies(weight),
+                                   moments);
+}
+
+void Stages::half_spectrum(const Weight& weight, void* spectrum, const Workspace& workspace,
+                           void* stream) const {
+  require_weight(weight, cols_);
+  require_complex(spectrum, "spectrum");
+  require_workspace(workspace, workspace_bytes());
+  stages_->open(workspace.data, stream)->half_spectrum(weight, spectrum);
+}
+
+void Stages::inverse_half_spectrum(const void* spectrum, float* weight, const Workspace& workspace,
+                                   void* stream) const {
+  require_complex(spectrum, "spectrum");
+  require_pointer(weight, item_bytes(ElementType::float32), "weight");
+  require_workspace(workspace, workspace_bytes());
+  stages_->open(workspace.data, stream)->inverse_half_spectrum(spectrum, weight);
+}
+
+TruncatedSvd Stages::truncated_svd(const void* matrix, int power_iterations, std::uint64_t seed,
+                                   const ComplexMatrix* warm_start, const Workspace& workspace,
+                                   void* stream) const {
+  check_rank(options_.joint.rank, half_rows(rows_), cols_);
+  check_subspace(power_iterations, oversampling_, warm_start, cols_);
+  require_complex(matrix, "matrix");
+  require_workspace(workspace, workspace_bytes());
+  const SvdOptions options = {options_.joint.rank, power_iterations, oversampling_, seed};
+  return stages_->open(workspace.data, stream)->truncated_svd(matrix, options, warm_start);
+}
+
+PolarCodes Stages::encode(const void* values, const Workspace& workspace, void* stream) const {
+  require_complex(values, "values");
+  require_workspace(workspace, workspace_bytes());
+  return stages_->open(workspace.data, stream)->encode(values);
+}
+
+void Stages::decode(const void* codes, std::span<const std::uint16_t> row_scale, void* values,
+                    const Workspace& workspace, void* stream) const {
+  require_argument(static_cast<Index>(row_scale.size()) == half_rows(rows_),
+                   "row_scale has length ", row_scale.size(), ", expected ", half_rows(rows_));
+  require_pointer(codes, 1, "codes");
+  require_complex(values, "values");
+  require_workspace(workspace, workspace_bytes());
+  stages_->open(workspace.data, stream)->decode(codes, row_scale, values);
+}
+
+void Stages::dense(const PackedMatrix& matrix, const void* codes, float* weight,
+                   const Workspace& workspace, void* stream) const {
+  const MatrixSpec& spec = matrix.spec();
+  const MatrixSpec own = spec_of(rows_, cols_, options_);
+  require_argument(spec.rows == own.rows && spec.cols == own.cols && spec.codec == own.codec &&
+                       spec.code_bits == own.code_bits && spec.state_bits == own.state_bits &&
+                       spec.rank == own.rank,
+                   "the matrix has another shape, code or rank than these stages");
+  require_pointer(codes, 1, "codes");
+  require_pointer(weight, item_bytes(ElementType::float32), "weight");
+  require_workspace(workspace, workspace_bytes());
+  stages_->open(workspace.data, stream)->dense(matrix, codes, weight);
 }
 
 }  // namespace llava_fa::cuda

@@ -32,6 +32,31 @@ class DeviceCompressor {
                                                void* workspace, void* stream) const = 0;
 };
 
+// What cuda::Stages does, in a workspace and on a stream. Arguments are checked by the caller; each
+// function waits for what it queues.
+class StageByStage {
+ public:
+  virtual ~StageByStage() = default;
+  virtual ChannelEnergies energies(const cuda::Weight& weight) = 0;
+  virtual void half_spectrum(const cuda::Weight& weight, void* spectrum) = 0;
+  virtual void inverse_half_spectrum(const void* spectrum, float* weight) = 0;
+  virtual TruncatedSvd truncated_svd(const void* matrix, const SvdOptions& options,
+                                     const ComplexMatrix* warm_start) = 0;
+  virtual PolarCodes encode(const void* values) = 0;
+  virtual void decode(const void* codes, std::span<const std::uint16_t> row_scale,
+                      void* values) = 0;
+  virtual void dense(const PackedMatrix& matrix, const void* codes, float* weight) = 0;
+};
+
+// Stages of matrices of one shape and set of options on one device.
+class DeviceStages {
+ public:
+  virtual ~DeviceStages() = default;
+  virtual Index workspace_bytes() const = 0;
+  // Until they are gone, the device is the thread's current one.
+  virtual std::unique_ptr<StageByStage> open(void* workspace, void* stream) const = 0;
+};
+
 class DeviceBackend {
  public:
   virtual ~DeviceBackend() = default;
@@ -43,6 +68,9 @@ class DeviceBackend {
   virtual std::shared_ptr<const DeviceCompressor> compressor(Index rows, Index cols,
                                                              const CompressionOptions& options,
                                                              int device) const = 0;
+  virtual std::shared_ptr<const DeviceStages> stages(Index rows, Index cols,
+                                                     const CompressionOptions& options,
+                                                     Index oversampling, int device) const = 0;
 };
 
 }  // namespace llava_fa

@@ -50,13 +50,22 @@ TruncatedSvd truncate(const ComplexMatrix& left, std::span<const float> values,
   return out;
 }
 
-void check_rank(const ComplexMatrix& matrix, Index rank) {
-  const Index largest = std::min(matrix.rows(), matrix.cols());
+}  // namespace
+
+void check_rank(Index rank, Index rows, Index cols) {
+  const Index largest = std::min(rows, cols);
   require_argument(rank >= 1 && rank <= largest, "rank is ", rank, ", expected 1 to ", largest,
-                   " for a complex matrix of shape (", matrix.rows(), ", ", matrix.cols(), ")");
+                   " for a complex matrix of shape (", rows, ", ", cols, ")");
 }
 
-}  // namespace
+void check_subspace(int power_iterations, Index oversampling, const ComplexMatrix* warm_start,
+                    Index cols) {
+  require_argument(power_iterations >= 0 && oversampling >= 0,
+                   "power_iterations and oversampling must not be negative, received ",
+                   power_iterations, " and ", oversampling);
+  require_argument(!warm_start || warm_start->cols() == cols,
+                   "warm start has another number of columns than the matrix");
+}
 
 ComplexMatrix adjoint(const ComplexMatrix& m) {
   ComplexMatrix out(m.cols(), m.rows());
@@ -87,13 +96,9 @@ ComplexMatrix starting_block(Index rows, Index block, std::uint64_t seed,
 
 TruncatedSvd randomized_svd(const ComplexMatrix& matrix, const SvdOptions& options,
                             const ComplexMatrix* warm_start) {
-  check_rank(matrix, options.rank);
+  check_rank(options.rank, matrix.rows(), matrix.cols());
   const Index oversampling = options.oversampling.value_or(default_oversampling(options.rank));
-  require_argument(options.power_iterations >= 0 && oversampling >= 0,
-                   "power_iterations and oversampling must not be negative, received ",
-                   options.power_iterations, " and ", oversampling);
-  require_argument(!warm_start || warm_start->cols() == matrix.cols(),
-                   "warm start has another number of columns than the matrix");
+  check_subspace(options.power_iterations, oversampling, warm_start, matrix.cols());
   const Backend& backend = cpu_backend();
   const int threads = num_threads();
   const Index block = subspace_columns(options.rank, oversampling, matrix.rows(), matrix.cols());
@@ -120,7 +125,7 @@ TruncatedSvd randomized_svd(const ComplexMatrix& matrix, const SvdOptions& optio
 }
 
 TruncatedSvd exact_svd(const ComplexMatrix& matrix, Index rank) {
-  check_rank(matrix, rank);
+  check_rank(rank, matrix.rows(), matrix.cols());
   ComplexMatrix left, right;
   std::vector<float> values(std::min(matrix.rows(), matrix.cols()));
   cpu_backend().full_svd(matrix, left, values, right);

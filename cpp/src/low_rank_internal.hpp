@@ -13,6 +13,13 @@ inline Index subspace_columns(Index rank, Index oversampling, Index rows, Index 
   return std::min(rank + oversampling, std::min(rows, cols));
 }
 
+// Throws Error(invalid_argument) unless a complex matrix of this shape has that many singular
+// values.
+void check_rank(Index rank, Index rows, Index cols);
+// The same for what else randomized_svd() is given, for a matrix of `cols` columns.
+void check_subspace(int power_iterations, Index oversampling, const ComplexMatrix* warm_start,
+                    Index cols);
+
 // (rows, block): the warm start's adjoint in the first columns, up to a row of zeros, which with
 // those after it knows nothing; random ones in the others.
 ComplexMatrix starting_block(Index rows, Index block, std::uint64_t seed,

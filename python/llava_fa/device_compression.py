@@ -13,14 +13,21 @@ import torch
 from torch import Tensor
 
 from . import _core
-from .arrays import Array, dtype_name, exportable_or_none, is_on_gpu
+from .arrays import Array
 from .config import CompressionConfig
-from .device_ops import cuda_unavailable_reason, dense, prepare
+from .device_ops import cuda_unavailable_reason
+from .device_weights import (
+    check_weight,
+    mebibytes,
+    moment_on_cpu,
+    plain_weight,
+    refuse_capture,
+    weight_arguments,
+)
 from .devices import memory_errors, named_device, torch_device
 from .errors import DeviceError
 from .matrix import CompressedMatrix, core_options
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ERROR_ROWS = 512
 
 
@@ -47,7 +54,7 @@ def _memory_errors(what: Callable[[], str]) -> AbstractContextManager[None]:
 
 def to_device(weight: Tensor, device: torch.device) -> Tensor:
     """Return a weight on a device, or raise :class:`DeviceMemoryError` with the remedy."""
-    with _memory_errors(lambda: f"the weight takes {_mebibytes(weight.nbytes)}"):
+    with _memory_errors(lambda: f"the weight takes {mebibytes(weight.nbytes)}"):
         return weight.to(device)
 
 
@@ -72,36 +79,30 @@ def compress(
     DeviceError
         The GPU cannot be used or reports an error, or its work is captured into a graph.
     """
-    if weight.dtype not in _DTYPES:
-        raise TypeError(f"weight has dtype {dtype_name(weight.dtype)}, expected a real float")
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (m, n)")
+    check_weight(weight)
     rows, cols = weight.shape
     device = weight.device
     compressor = _core.DeviceCompressor(rows, cols, core_options(config), device.index)
-    moment = _on_cpu(input_second_moment)
+    moment = moment_on_cpu(input_second_moment)
     is_full = moment is not None and moment.ndim == 2
     needed = compressor.workspace_bytes(is_full)
 
     def what() -> str:
         fitting = _what_fits(weight, config, is_full)
-        takes = f"takes {_mebibytes(needed)} beside the weight"
+        takes = f"takes {mebibytes(needed)} beside the weight"
         return f"compressing ({rows}, {cols}) {takes}, {fitting}"
 
     with torch.cuda.device(device), _memory_errors(what):
-        if torch.cuda.is_current_stream_capturing():
-            raise DeviceError("compression waits for the GPU and so cannot be captured in a graph")
-        plain = _plain(weight)
+        refuse_capture("compression")
+        plain = plain_weight(weight)
         workspace = torch.empty(needed, dtype=torch.uint8, device=device)
         return compressor.compress(
-            weight=plain.data_ptr(),
-            weight_type=dtype_name(plain.dtype),
-            row_stride=max(plain.stride(0), cols),  # of a single row it says nothing
+            **weight_arguments(plain),
             workspace=workspace.data_ptr(),
             workspace_bytes=needed,
             stream=torch.cuda.current_stream(device).cuda_stream,
             input_second_moment=moment,
-            output_second_moment=_on_cpu(output_second_moment),
+            output_second_moment=moment_on_cpu(output_second_moment),
         )
 
 
@@ -109,7 +110,7 @@ def _what_fits(weight: Tensor, config: CompressionConfig, is_full: bool) -> str:
     """Say what memory is left, and which other options need no more."""
     rows, cols = weight.shape
     free = torch.cuda.mem_get_info(weight.device)[0]
-    words = [f"{_mebibytes(free)} are free"]
+    words = [f"{mebibytes(free)} are free"]
     changes: list[dict[str, Any]] = []
     if is_full and config.calibration == "hessian":
         changes.append({"calibration": "diagonal"})
@@ -121,22 +122,8 @@ def _what_fits(weight: Tensor, config: CompressionConfig, is_full: bool) -> str:
         needed = compressor.workspace_bytes(is_full and "calibration" not in change)
         if needed <= free:
             names = " and ".join(f"{name}={value!r}" for name, value in change.items())
-            words.append(f"with {names} it would take {_mebibytes(needed)}")
+            words.append(f"with {names} it would take {mebibytes(needed)}")
     return ", ".join(words)
-
-
-def _mebibytes(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.0f} MiB"
-
-
-def _plain(weight: Tensor) -> Tensor:
-    """Return a weight of a type and with strides that kernels read, itself where possible."""
-    plain = weight.detach().resolve_neg()
-    if plain.dtype == torch.float64:
-        plain = plain.float()
-    if plain.stride(1) != 1 or plain.stride(0) < plain.shape[1]:
-        plain = plain.contiguous()
-    return plain
 
 
 def relative_error(matrix: CompressedMatrix, weight: Tensor) -> float:
@@ -144,8 +131,7 @@ def relative_error(matrix: CompressedMatrix, weight: Tensor) -> float:
     if tuple(weight.shape) != matrix.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {matrix.shape}")
     with _memory_errors(lambda: f"comparing {matrix.shape} takes its dense matrix"):
-        codes = matrix.state_dict()["codes"].to(weight.device)
-        decoded = dense(prepare(codes, lambda: matrix)).T
+        decoded = matrix.dense(device=weight.device)
         energy = error = 0.0
         for first in range(0, matrix.shape[0], _ERROR_ROWS):
             rows = slice(first, first + _ERROR_ROWS)
@@ -153,7 +139,3 @@ def relative_error(matrix: CompressedMatrix, weight: Tensor) -> float:
             energy += original.square().sum().item()
             error += (original - decoded[rows]).square().sum().item()
     return error / energy if energy > 0 else error
-
-
-def _on_cpu(moment: Array | None) -> Any:
-    return exportable_or_none(moment.cpu() if is_on_gpu(moment) else moment)

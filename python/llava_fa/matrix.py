@@ -68,9 +68,30 @@ class CompressedMatrix:
         """All stored bits divided by the number of weights."""
         return 8.0 * self.nbytes / (self.shape[0] * self.shape[1])
 
-    def dense(self) -> Any:
-        """Return the decoded weight, (m, n) float32."""
-        return as_kind(self._packed.dense(), self._as_torch)
+    def dense(self, *, device: str | torch.device | None = None) -> Any:
+        """Return the decoded weight, (m, n) float32.
+
+        Parameters
+        ----------
+        device
+            An NVIDIA GPU: decodes there, and returns a tensor there. By default the CPU.
+
+        Raises
+        ------
+        ValueError
+            It is no NVIDIA GPU of this machine.
+        DeviceError, DeviceMemoryError
+            It cannot be used, or its memory is too full.
+        """
+        if device is None:
+            return as_kind(self._packed.dense(), self._as_torch)
+        from .device_compression import compression_device
+        from .device_stages import dense
+
+        chosen = compression_device(device)
+        if chosen.type == "cpu":
+            return torch.from_numpy(self._packed.dense())
+        return dense(self._packed, self.spec, self.state_dict()["codes"], chosen)
 
     def code_planes(self) -> Any:
         """Return what the codes decode to in the half spectrum, (2, m // 2 + 1, n) float32.
@@ -159,7 +180,7 @@ class CompressedMatrix:
     def relative_error(self, weight: Array) -> float:
         """Return ``||weight - dense||² / ||weight||²`` (Frobenius); 0 for an exact zero matrix.
 
-        On the GPU if the weight is there, where the decoded weight is exact to 10⁻⁵.
+        On the GPU if the weight is there.
         """
         if is_on_gpu(weight):
             from .device_compression import relative_error

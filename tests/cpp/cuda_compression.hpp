@@ -1,13 +1,16 @@
-// Compression by the kernels of cpp/src/cuda on the host, and what its tests share.
+// Compression and its stages by the kernels of cpp/src/cuda on the host, and what their tests
+// share.
 #pragma once
 
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "cuda/compression_pipeline.hpp"
+#include "cuda/stages_pipeline.hpp"
 #include "host_block.hpp"
 #include "reference.hpp"
 
@@ -24,7 +27,49 @@ inline CompressionOptions options_for(Codec codec, int code_bits, int state_bits
   return options;
 }
 
-// As cuda::Compressor, in a workspace exactly as large as asked for and not yet written.
+// A complex matrix as it lies on a device, and back.
+inline std::vector<cuda::Complex> pairs(const ComplexMatrix& matrix) {
+  std::vector<cuda::Complex> out;
+  for (Index i = 0; i < matrix.count(); ++i) out.push_back({matrix.real()[i], matrix.imag()[i]});
+  return out;
+}
+
+inline ComplexMatrix planes(const std::vector<cuda::Complex>& pairs, Index rows, Index cols) {
+  ComplexMatrix out(rows, cols);
+  for (Index i = 0; i < out.count(); ++i) {
+    out.real()[i] = pairs[i].real;
+    out.imag()[i] = pairs[i].imag;
+  }
+  return out;
+}
+
+// Where a test has written nothing.
+inline std::vector<cuda::Complex> unwritten(Index count) {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  return std::vector<cuda::Complex>(count, {kNaN, kNaN});
+}
+
+inline double norm(const ComplexMatrix& a) {
+  double total = 0;
+  for (Index i = 0; i < 2 * a.count(); ++i) total += std::pow(double(a.real()[i]), 2);
+  return std::sqrt(total);
+}
+
+inline double distance(const ComplexMatrix& a, const ComplexMatrix& b) {
+  double total = 0;
+  for (Index i = 0; i < 2 * a.count(); ++i) total += std::pow(double(a.real()[i]) - b.real()[i], 2);
+  return std::sqrt(total);
+}
+
+// A workspace exactly as large as asked for and not yet written.
+inline std::vector<std::max_align_t> workspace_of(Index bytes) {
+  REQUIRE(bytes % sizeof(std::max_align_t) == 0);
+  std::vector<std::max_align_t> workspace(bytes / sizeof(std::max_align_t));
+  std::memset(workspace.data(), static_cast<int>(kUnwritten), bytes);
+  return workspace;
+}
+
+// As cuda::Compressor.
 inline CompressionResult compressed(const cuda::Weight& weight, Index rows, Index cols,
                                     const CompressionOptions& options,
                                     const SecondMoments& moments = {},
@@ -32,10 +77,7 @@ inline CompressionResult compressed(const cuda::Weight& weight, Index rows, Inde
                                     Index shared_limit = kLeastShared) {
   const cuda::CompressionPlan plan(rows, cols, options, shared_limit);
   const bool fed_back = codes_with_feedback(options, moments);
-  const Index bytes = plan.layout(fed_back).bytes;
-  REQUIRE(bytes % sizeof(std::max_align_t) == 0);
-  std::vector<std::max_align_t> workspace(bytes / sizeof(std::max_align_t));
-  std::memset(workspace.data(), static_cast<int>(kUnwritten), bytes);
+  std::vector<std::max_align_t> workspace = workspace_of(plan.layout(fed_back).bytes);
   HostLauncher queue(order);
   cuda::CompressionPipeline stages(plan, fed_back, weight, workspace.data(), queue);
   return compress_weight(stages, rows, cols, options, moments);

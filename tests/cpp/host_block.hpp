@@ -163,6 +163,7 @@ class HostLauncher {
   void download(const void* from, std::span<std::byte> bytes) const {
     std::memcpy(bytes.data(), from, bytes.size());
   }
+  void wait() const {}
 
  private:
   Order order_;

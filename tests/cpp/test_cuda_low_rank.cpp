@@ -27,33 +27,6 @@ struct Shape {
   Index m, n;
 };
 
-std::vector<cuda::Complex> pairs(const ComplexMatrix& matrix) {
-  std::vector<cuda::Complex> out;
-  for (Index i = 0; i < matrix.count(); ++i) out.push_back({matrix.real()[i], matrix.imag()[i]});
-  return out;
-}
-
-ComplexMatrix planes(const std::vector<cuda::Complex>& pairs, Index rows, Index cols) {
-  ComplexMatrix out(rows, cols);
-  for (Index i = 0; i < out.count(); ++i) {
-    out.real()[i] = pairs[i].real;
-    out.imag()[i] = pairs[i].imag;
-  }
-  return out;
-}
-
-double distance(const ComplexMatrix& a, const ComplexMatrix& b) {
-  double total = 0;
-  for (Index i = 0; i < 2 * a.count(); ++i) total += std::pow(double(a.real()[i]) - b.real()[i], 2);
-  return std::sqrt(total);
-}
-
-// Where a test has written nothing.
-std::vector<cuda::Complex> unwritten(Index count) {
-  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-  return std::vector<cuda::Complex>(count, {kNaN, kNaN});
-}
-
 template <class Kernel>
 void run_product(const Kernel& kernel, Order order) {
   HostLauncher(order).launch(kernel, kernel.grid().tiles(), 1, cuda::ProductTile::shared_bytes());

@@ -28,6 +28,7 @@ def compress_and_multiply(
     config = CompressionConfig(**{"bits": 2, "state_bits": 9, "max_alternations": 2, **options})
     packed = compress_matrix(weight(*shape).cuda(), config, input_second_moment=moment)
     layer = FourierLinear.from_matrix(packed).to("cuda")
+    assert layer.dense().isfinite().all()
     for tokens in (1, 3, 70):
         for dtype in (torch.float32, torch.bfloat16):
             assert layer(weight(tokens, shape[1]).to(dtype).cuda()).isfinite().all()

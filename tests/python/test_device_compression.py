@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from core_stand_ins import Compressor, as_a_gpu
 from pretend_gpu import pretend_gpu
 from torch import Tensor
 
@@ -37,52 +36,12 @@ without_gpu = pytest.mark.skipif(
 )
 
 
-class Compressor:
-    """Stands for the core's, whose device is the CPU: reads the weight where it is told to."""
-
-    calls: list[dict[str, Any]]
-    needed = 64
-
-    def __init__(self, rows: int, cols: int, options: Any, device: int | None) -> None:
-        self.rows, self.cols, self.options = rows, cols, options
-
-    def workspace_bytes(self, full_moment: bool) -> int:
-        return self.needed * (1 + full_moment)
-
-    def compress(self, **arguments: Any) -> Any:
-        self.calls.append(arguments)
-        dtype = getattr(torch, arguments["weight_type"])
-        stride = arguments["row_stride"]
-        count = (self.rows - 1) * stride + self.cols
-        memory = (torch.empty(0, dtype=dtype).element_size() * count,)
-        place = np.ctypeslib.as_array(_bytes_at(arguments["weight"], memory[0]))
-        values = torch.from_numpy(place).view(dtype)
-        weight = values.as_strided((self.rows, self.cols), (stride, 1))
-        moments = {name: arguments[name] for name in arguments if name.endswith("moment")}
-        return _core.compress_matrix(weight, self.options, **moments)
-
-
-def _bytes_at(address: int, count: int) -> Any:
-    import ctypes
-
-    return (ctypes.c_uint8 * count).from_address(address)
-
-
-class Stream:
-    cuda_stream = 7
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What was asked of a GPU; tensors count as being there."""
     Compressor.calls = []
     monkeypatch.setattr(_core, "DeviceCompressor", Compressor)
-    monkeypatch.setattr("llava_fa.matrix.is_on_gpu", lambda array: isinstance(array, Tensor))
-    monkeypatch.setattr(device_compression, "prepare", lambda codes, matrix: matrix())
-    monkeypatch.setattr(device_compression, "dense", lambda matrix: matrix.dense().T)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    as_a_gpu(monkeypatch, "llava_fa.matrix")
     return Compressor.calls
 
 

@@ -1,4 +1,4 @@
-// Compression and products with packed matrices on NVIDIA GPUs (docs/cuda.md).
+// Compression, its stages, and products with packed matrices on NVIDIA GPUs (docs/cuda.md).
 //
 // The CUDA part is a shared library of its own beside this one, loaded on first use; a program that
 // links this library needs neither a GPU nor a driver. It allocates no device memory: callers give
@@ -11,6 +11,8 @@
 #include <span>
 #include <string>
 
+#include "llava_fa/calibration.hpp"
+#include "llava_fa/low_rank.hpp"
 #include "llava_fa/matmul.hpp"
 #include "llava_fa/packed_matrix.hpp"
 
@@ -18,6 +20,7 @@ namespace llava_fa {
 
 class DeviceProduct;  // internal
 class DeviceCompressor;
+class DeviceStages;
 
 namespace cuda {
 
@@ -131,6 +134,61 @@ class Compressor {
   CompressionOptions options_;
   int device_;
   std::shared_ptr<const DeviceCompressor> compressor_;
+};
+
+// The stages between weights of one shape and their codes on one GPU, each by itself: what
+// spectrum.hpp, low_rank.hpp, polar_codec.hpp and trellis.hpp have for the CPU. Immutable, so
+// threads and streams may share it.
+//
+// Complex matrices lie in device memory as pairs of float32, row after row: half spectra of weights
+// (m, n) are (m / 2 + 1, n), and so are what is decomposed, encoded and decoded. Every function
+// runs on a stream of the device, a cudaStream_t or null for the default one, waits for it, and
+// throws Error(invalid_argument) for null or misaligned pointers and a workspace that is too small;
+// Error(device) if the GPU reports an error. Deterministic, as Compressor is.
+class Stages {
+ public:
+  // Of weights (rows, cols), with the codec, bits and rank of `options`. Throws as Compressor's.
+  Stages(Index rows, Index cols, const CompressionOptions& options, Index oversampling, int device);
+
+  int device() const { return device_; }
+
+  // Bytes that each function needs: about 6 per weight, and more for the trellis and a rank, as a
+  // Compressor's.
+  Index workspace_bytes() const;
+
+  // As llava_fa::diagonal_scales() of the weight's energies; moments are in the host's memory.
+  DiagonalScales diagonal_scales(const Weight& weight, const SecondMoments& moments,
+                                 const Workspace& workspace, void* stream) const;
+
+  void half_spectrum(const Weight& weight, void* spectrum, const Workspace& workspace,
+                     void* stream) const;
+  // To (rows, cols) float32, contiguous.
+  void inverse_half_spectrum(const void* spectrum, float* weight, const Workspace& workspace,
+                             void* stream) const;
+
+  // As randomized_svd(), with the options' rank; the result and the warm start are in the host's
+  // memory. Throws Error(invalid_argument) if the rank is 0 and as randomized_svd() does.
+  TruncatedSvd truncated_svd(const void* matrix, int power_iterations, std::uint64_t seed,
+                             const ComplexMatrix* warm_start, const Workspace& workspace,
+                             void* stream) const;
+
+  // As polar_encode() or trellis_encode(); codes come to the host. Throws as these.
+  PolarCodes encode(const void* values, const Workspace& workspace, void* stream) const;
+  // Codes are in device memory, binary16 row scales (rows / 2 + 1) in the host's.
+  void decode(const void* codes, std::span<const std::uint16_t> row_scale, void* values,
+              const Workspace& workspace, void* stream) const;
+
+  // As PackedMatrix::decode(), of a matrix with the shape and the options of these stages whose
+  // codes are in device memory; to (rows, cols) float32, contiguous.
+  void dense(const PackedMatrix& matrix, const void* codes, float* weight,
+             const Workspace& workspace, void* stream) const;
+
+ private:
+  Index rows_, cols_;
+  CompressionOptions options_;
+  Index oversampling_;
+  int device_;
+  std::shared_ptr<const DeviceStages> stages_;
 };
 
 }  // namespace cuda

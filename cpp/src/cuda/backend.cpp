@@ -1,5 +1,5 @@
-// The CUDA part's entry point: which devices can be used, products and compression on them, and the
-// errors of all that.
+// The CUDA part's entry point: which devices can be used, products, compression and its stages on
+// them, and the errors of all that.
 #include <cuda_runtime_api.h>
 
 #include <memory>
@@ -9,6 +9,7 @@
 #include "compression_pipeline.hpp"
 #include "launch.hpp"
 #include "product_pipeline.hpp"
+#include "stages_pipeline.hpp"
 
 namespace llava_fa::cuda {
 
@@ -171,39 +172,38 @@ class StreamQueue {
   cudaStream_t stream_;
 };
 
-// Stages with the device that they run on as the current one.
-class CudaStages final : public WeightStages {
- public:
-  CudaStages(const CompressionPlan& plan, bool fed_back, const Weight& weight, void* workspace,
-             void* stream, int device)
+// A device as the current one, and one of its streams.
+class OnStream {
+ protected:
+  OnStream(int device, Index shared_limit, void* stream)
       : current_(device),
-        queue_(plan.shared_limit(), stream),
-        stream_(static_cast<cudaStream_t>(stream)),
-        pipeline_(plan, fed_back, weight, workspace, queue_) {}
+        queue_(shared_limit, stream),
+        stream_(static_cast<cudaStream_t>(stream)) {}
   // After an error kernels may still run, in the caller's memory.
-  ~CudaStages() override { static_cast<void>(cudaStreamSynchronize(stream_)); }
-
-  ChannelEnergies energies(std::span<const float> output_multiplier,
-                           std::span<const float> input_multiplier) override {
-    return pipeline_.energies(output_multiplier, input_multiplier);
-  }
-
-  void feed_back(const MatrixView& second_moment,
-                 std::span<const float> input_multiplier) override {
-    pipeline_.feed_back(second_moment, input_multiplier);
-  }
-
-  JointSolution solve(std::span<const float> output_multiplier,
-                      std::span<const float> input_multiplier, const JointOptions& options,
-                      std::span<const float> column_weight) override {
-    return pipeline_.solve(output_multiplier, input_multiplier, options, column_weight);
-  }
+  ~OnStream() { static_cast<void>(cudaStreamSynchronize(stream_)); }
 
  private:
   CurrentDevice current_;
+
+ protected:
   StreamQueue queue_;
+
+ private:
   cudaStream_t stream_;
-  CompressionPipeline<StreamQueue> pipeline_;
+};
+
+class CudaWeightStages final : private OnStream, public CompressionPipeline<StreamQueue> {
+ public:
+  CudaWeightStages(const CompressionPlan& plan, bool fed_back, const Weight& weight,
+                   void* workspace, void* stream, int device)
+      : OnStream(device, plan.shared_limit(), stream),
+        CompressionPipeline(plan, fed_back, weight, workspace, queue_) {}
+};
+
+class CudaStageByStage final : private OnStream, public StagesPipeline<StreamQueue> {
+ public:
+  CudaStageByStage(const CompressionPlan& plan, void* workspace, void* stream, int device)
+      : OnStream(device, plan.shared_limit(), stream), StagesPipeline(plan, workspace, queue_) {}
 };
 
 class CudaCompressor final : public DeviceCompressor {
@@ -215,7 +215,24 @@ class CudaCompressor final : public DeviceCompressor {
 
   std::unique_ptr<WeightStages> stages(bool fed_back, const Weight& weight, void* workspace,
                                        void* stream) const override {
-    return std::make_unique<CudaStages>(plan_, fed_back, weight, workspace, stream, device_);
+    return std::make_unique<CudaWeightStages>(plan_, fed_back, weight, workspace, stream, device_);
+  }
+
+ private:
+  int device_;
+  CompressionPlan plan_;
+};
+
+class CudaStages final : public DeviceStages {
+ public:
+  CudaStages(Index rows, Index cols, const CompressionOptions& options, Index oversampling,
+             int device)
+      : device_(device), plan_(rows, cols, options, shared_limit(device), oversampling) {}
+
+  Index workspace_bytes() const override { return plan_.stage_layout().bytes; }
+
+  std::unique_ptr<StageByStage> open(void* workspace, void* stream) const override {
+    return std::make_unique<CudaStageByStage>(plan_, workspace, stream, device_);
   }
 
  private:
@@ -272,6 +289,13 @@ class CudaBackend final : public DeviceBackend {
                                                      int device) const override {
     require_capability(device);
     return std::make_shared<CudaCompressor>(rows, cols, options, device);
+  }
+
+  std::shared_ptr<const DeviceStages> stages(Index rows, Index cols,
+                                             const CompressionOptions& options, Index oversampling,
+                                             int device) const override {
+    require_capability(device);
+    return std::make_shared<CudaStages>(rows, cols, options, oversampling, device);
   }
 };
 

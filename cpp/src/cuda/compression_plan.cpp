@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "../joint_stages.hpp"
 #include "../low_rank_internal.hpp"
 
 namespace llava_fa::cuda {
@@ -26,12 +25,13 @@ std::vector<Complex> in_search_order(const std::vector<Complex>& points, const S
 }  // namespace
 
 CompressionPlan::CompressionPlan(Index rows, Index cols, const CompressionOptions& options,
-                                 Index shared_limit)
+                                 Index shared_limit, Index oversampling)
     : rows_(rows),
       cols_(cols),
       codec_(options.joint.codec),
       code_bits_(options.joint.code_bits),
       rank_(options.joint.rank),
+      oversampling_(oversampling),
       shared_limit_(shared_limit),
       columns_(rows, builder_),
       rows_transform_(cols, builder_),
@@ -58,9 +58,13 @@ void CompressionPlan::add_trellis(ConstantsBuilder& constants) {
   const std::vector<Complex> points = points_of(code.point_pairs);
   places_.table = constants.add(points);
   places_.search_table = constants.add(in_search_order(points, search_order()));
-  std::vector<std::uint8_t> stored;
-  for (std::uint32_t c = 0; c < 1u << code_bits_; ++c) stored.push_back(code.stored_code(c));
+  std::vector<std::uint8_t> stored(std::size_t{1} << code_bits_), codes(stored.size());
+  for (std::uint32_t c = 0; c < 1u << code_bits_; ++c) {
+    stored[c] = code.stored_code(c);
+    codes[stored[c]] = static_cast<std::uint8_t>(c);
+  }
   places_.stored_code = constants.add(stored);
+  places_.code_of_stored = constants.add(codes);
 }
 
 bool CompressionPlan::searches_in_shared(bool fed_back) const {
@@ -78,7 +82,7 @@ Index CompressionPlan::search_blocks(bool fed_back) const {
 
 SubspaceLayout CompressionPlan::subspace_layout(Arena& arena) const {
   SubspaceLayout layout;
-  layout.columns = subspace_columns(rank_, kJointOversampling, half_rows(), cols_);
+  layout.columns = subspace_columns(rank_, oversampling_, half_rows(), cols_);
   const Index squares = layout.columns * layout.columns;
   layout.basis = arena.take(half_rows() * layout.columns * 8);
   layout.co_basis = arena.take(cols_ * layout.columns * 8);
@@ -115,18 +119,41 @@ Index CompressionPlan::place_factoring(Layout& layout, Arena arena) const {
   return arena.bytes();
 }
 
+void CompressionPlan::place_weight(Layout& layout, Arena& arena, bool fed_back) const {
+  layout.constants = arena.take(static_cast<Index>(constants_.size()));
+  layout.row_multiplier = arena.take(rows_ * 4);
+  layout.col_multiplier = arena.take(cols_ * 4);
+  layout.row_energies = arena.take(rows_ * 8);
+  layout.col_energies = arena.take(cols_ * 8);
+  layout.transforms = arena.take(transform_bytes(fed_back));
+}
+
+void CompressionPlan::place_coding(Layout& layout, Arena& arena, bool fed_back) const {
+  const Index half = half_rows(), entries = half * cols_;
+  layout.spectrum = arena.take(entries * 8);
+  layout.sizes = arena.take(half * 4);
+  layout.points = arena.take(entries * 2);
+  layout.sums = arena.take(half * static_cast<Index>(sizeof(RowSum)));
+  layout.packed = arena.take(packed_bytes());
+  if (codec_ != Codec::trellis) return;
+  const Index groups = search_order().groups(), blocks = search_blocks(fed_back);
+  layout.ways = arena.take(blocks * PathSearch<true>::most_steps(half) * groups);
+  if (!searches_in_shared(fed_back)) layout.costs = arena.take(blocks * 2 * groups * 4);
+}
+
+void CompressionPlan::place_low_rank(Layout& layout, Arena& arena) const {
+  layout.left_factor = arena.take(rank_ * half_rows() * 8);
+  layout.right_factor = arena.take(rank_ * cols_ * 8);
+  layout.subspace = subspace_layout(arena);
+}
+
 CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
   const Index half = half_rows(), entries = half * cols_;
   Layout layout;
   Arena arena;
-  layout.constants = arena.take(static_cast<Index>(constants_.size()));
-  layout.row_multiplier = arena.take(rows_ * 4);
-  layout.col_multiplier = arena.take(cols_ * 4);
+  place_weight(layout, arena, fed_back);
   layout.column_weight = arena.take(cols_ * 4);
   layout.squared_weight = arena.take(cols_ * 4);
-  layout.row_energies = arena.take(rows_ * 8);
-  layout.col_energies = arena.take(cols_ * 8);
-  layout.transforms = arena.take(transform_bytes(fed_back));
   Index factoring_end = 0;
   if (fed_back) {
     layout.filter = arena.take(4 * FeedbackFilter::floats(cols_));
@@ -137,25 +164,25 @@ CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
     layout.targets = arena.take(2 * kFilterBlock * half * 8);
     layout.fed_back_sums = arena.take(half * static_cast<Index>(sizeof(FedBackSum)));
   }
-  layout.spectrum = arena.take(entries * 8);
-  layout.sizes = arena.take(half * 4);
-  layout.points = arena.take(entries * 2);
-  layout.sums = arena.take(half * static_cast<Index>(sizeof(RowSum)));
-  layout.packed = arena.take(packed_bytes());
-  if (codec_ == Codec::trellis) {
-    const Index groups = search_order().groups(), blocks = search_blocks(fed_back);
-    layout.ways = arena.take(blocks * PathSearch<true>::most_steps(half) * groups);
-    if (!searches_in_shared(fed_back)) layout.costs = arena.take(blocks * 2 * groups * 4);
-  }
+  place_coding(layout, arena, fed_back);
   if (rank_ > 0) {
     layout.residual = arena.take(entries * 8);
     layout.other_points = arena.take(entries * 2);
     layout.row_scale = arena.take(half * 4);
-    layout.left_factor = arena.take(rank_ * half * 8);
-    layout.right_factor = arena.take(rank_ * cols_ * 8);
-    layout.subspace = subspace_layout(arena);
+    place_low_rank(layout, arena);
   }
   layout.bytes = std::max(arena.bytes(), factoring_end);
+  return layout;
+}
+
+CompressionPlan::Layout CompressionPlan::stage_layout() const {
+  Layout layout;
+  Arena arena;
+  place_weight(layout, arena, /*fed_back=*/false);
+  place_coding(layout, arena, /*fed_back=*/false);
+  layout.row_scale = arena.take(half_rows() * 4);
+  if (rank_ > 0) place_low_rank(layout, arena);
+  layout.bytes = arena.bytes();
   return layout;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../code_book.hpp"
+#include "../joint_stages.hpp"
 #include "arena.hpp"
 #include "decomposition.hpp"
 #include "elementwise.hpp"
@@ -36,14 +37,16 @@ struct SubspaceLayout {
 
 class CompressionPlan {
  public:
-  // shared_limit: bytes of shared memory that a block can have.
-  CompressionPlan(Index rows, Index cols, const CompressionOptions& options, Index shared_limit);
+  // shared_limit: bytes of shared memory that a block can have; oversampling: of truncated SVDs.
+  CompressionPlan(Index rows, Index cols, const CompressionOptions& options, Index shared_limit,
+                  Index oversampling = kJointOversampling);
 
   Index rows() const { return rows_; }
   Index cols() const { return cols_; }
   Index half_rows() const { return llava_fa::half_rows(rows_); }
   Codec codec() const { return codec_; }
   int code_bits() const { return code_bits_; }
+  int state_bits() const { return state_bits_; }
   Index rank() const { return rank_; }
   Index packed_bytes() const { return half_rows() * packed_row_bytes(cols_, code_bits_); }
 
@@ -55,6 +58,7 @@ class CompressionPlan {
     Index point_code = 0;
     Index search_table = 0;  // of a trellis: points in the order of a search
     Index stored_code = 0;
+    Index code_of_stored = 0;
   };
   const Places& places() const { return places_; }
   int ring_count() const { return ring_count_; }
@@ -102,18 +106,23 @@ class CompressionPlan {
     Index bytes = 0;
   };
   Layout layout(bool fed_back) const;
+  // Of single stages, which have nothing to remember.
+  Layout stage_layout() const;
 
  private:
   void add_constellation(ConstantsBuilder& constants);
   void add_trellis(ConstantsBuilder& constants);
   Index transform_bytes(bool fed_back) const;
+  void place_weight(Layout& layout, Arena& arena, bool fed_back) const;
   Index place_factoring(Layout& layout, Arena arena) const;
+  void place_coding(Layout& layout, Arena& arena, bool fed_back) const;
+  void place_low_rank(Layout& layout, Arena& arena) const;
   SubspaceLayout subspace_layout(Arena& arena) const;
 
   Index rows_, cols_;
   Codec codec_;
   int code_bits_;
-  Index rank_;
+  Index rank_, oversampling_;
   int state_bits_ = 0;  // effective ones
   int ring_count_ = 0;
   Index shared_limit_;

@@ -1,5 +1,5 @@
 // A weight to its half spectrum: real DFTs of the columns, of which the kept rows stay, then
-// complex DFTs of the rows. Twin of ../cpu/spectrum.cpp.
+// complex DFTs of the rows; and back. Twin of ../cpu/spectrum.cpp.
 #pragma once
 
 #include "scaled_weight.hpp"
@@ -42,29 +42,61 @@ struct ColumnSpectra {
   }
 };
 
-// The unitary DFT of every row, in place.
+// The unitary DFT of every row, or its inverse, which is that of conjugates, conjugated.
 struct RowSpectra {
   static constexpr int kThreads = 512;
   static constexpr int kMinBlocks = 1;
 
   FftPlan plan;  // of the columns
   FftBuffers buffers;
-  Complex* spectrum;  // (rows, plan.sequence)
+  const Complex* from;  // (rows, plan.sequence)
+  Complex* to;          // likewise; may be `from`
   Index rows;
   float unitary;  // 1 / sqrt(plan.sequence)
+  bool inverse;
 
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
     for (Index row = block.index(0); row < rows; row += block.count(0)) {
       Complex* const buffer = buffers.first(block);
-      Complex* const line = spectrum + row * plan.sequence;
+      const Index first = row * plan.sequence;
       block.phase([&](int thread) {
-        for (int j = thread; j < plan.sequence; j += kThreads) buffer[j] = line[j];
+        for (int j = thread; j < plan.sequence; j += kThreads) {
+          buffer[j] = inverse ? conjugate(from[first + j]) : from[first + j];
+        }
       });
       const Complex* z = transform(block, plan, buffer, buffer + buffers.elements);
       block.phase([&](int thread) {
-        for (int l = thread; l < plan.sequence; l += kThreads) line[l] = unitary * z[l];
+        for (int l = thread; l < plan.sequence; l += kThreads) {
+          to[first + l] = unitary * (inverse ? conjugate(z[l]) : z[l]);
+        }
       });
+    }
+  }
+};
+
+// Inverse of ColumnSpectra, times the multipliers.
+struct InverseColumnSpectra {
+  static constexpr int kThreads = 512;
+  static constexpr int kMinBlocks = 1;
+
+  RealFftPlan plan;  // of the weight's rows
+  FftBuffers buffers;
+  const Complex* spectrum;  // (plan.n / 2 + 1, cols)
+  Index cols;
+  const float* row_multiplier;  // (plan.n)
+  const float* col_multiplier;  // (cols)
+  float* weight;                // (plan.n, cols)
+
+  template <class Block>
+  LLAVA_FA_KERNEL void operator()(Block& block) const {
+    for (Index column = block.index(0); column < cols; column += block.count(0)) {
+      const float factor = plan.unitary * col_multiplier[column];
+      inverse_transform(
+          block, plan, buffers, [&](Index k) { return spectrum[k * cols + column]; },
+          [&](Index i, float value) {
+            weight[i * cols + column] = factor * row_multiplier[i] * value;
+          });
     }
   }
 };

@@ -1,6 +1,6 @@
 // Rows of a half spectrum to codes, in three steps around the choice of points: the rows' sizes,
 // the nearest points of a constellation (of a trellis: trellis_search.hpp), and what the choice
-// costs and stores. Twin of ../cpu/polar_codec.cpp.
+// costs and stores; and codes back to rows. Twin of ../cpu/polar_codec.cpp.
 #pragma once
 
 #include <cstdint>
@@ -195,6 +195,42 @@ struct PackRows {
     if (stored_code == nullptr) return line[place];
     const std::uint32_t state = line[column_stored_at(cols, place)];
     return stored_code[state & ((1u << code_bits) - 1)];
+  }
+};
+
+// values = diag(row_scale) points of the codes. Grid (rows).
+struct DecodeRows {
+  static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 4;
+
+  CodedRows matrix;
+  const Complex* table;                // what points stand for: codes, or states of a trellis
+  const std::uint8_t* code_of_stored;  // of a trellis; null: points are codes
+  int state_bits;                      // of a trellis
+  Complex* values;                     // (matrix.rows, matrix.cols)
+
+  template <class Block>
+  LLAVA_FA_KERNEL void operator()(Block& block) const {
+    const Index row = block.index(0);
+    const float scale = matrix.row_scale[row];
+    block.phase([&](int thread) {
+      for (Index l = thread; l < matrix.cols; l += kThreads) {
+        values[row * matrix.cols + l] = scale * table[point_at(row, l)];
+      }
+    });
+  }
+
+ private:
+  LLAVA_FA_KERNEL std::uint32_t point_at(Index row, Index column) const {
+    if (code_of_stored == nullptr) return code_at(matrix, row, column);
+    const Index place = place_of(/*trellis=*/true, matrix.cols, column);
+    std::uint32_t state = 0;
+    LLAVA_FA_KEEP_LOOP
+    for (int back = rows_of_state(matrix.code_bits, state_bits) - 1; back >= 0; --back) {
+      const Index before = row_before(matrix.rows, row, back);
+      state = state << matrix.code_bits | code_of_stored[code_at(matrix, before, place)];
+    }
+    return state & ((1u << state_bits) - 1);
   }
 };
 

@@ -87,14 +87,53 @@ struct SpectrumKernel {
   }
 };
 
-// The result in the basis of the output channels: sums of parts to a half spectrum, and its inverse
-// DFT, times the output multipliers, rounded to the output's type.
+// Entry k of the complex sequence whose inverse DFT makes real values, from their half spectrum.
+LLAVA_FA_SHARED Complex entry_of_complex(const RealFftPlan& plan, const Complex* half, int k) {
+  if (plan.n % 2 == 1) return 2 * k < plan.n ? half[k] : conjugate(half[plan.n - k]);
+  const Complex here = half[k], mirror = conjugate(half[plan.complex.sequence - k]);
+  const Complex turned = conjugate(plan.turns[k]) * (here - mirror);
+  return here + mirror - times_minus_i(turned);
+}
+
+// The m = plan.n real values of a half spectrum with Parseval weights, whose entry k is entry(k),
+// by a whole block: put(i, value) gets each value i, not yet divided by sqrt(m).
 //
-// 1. Parts add up in order; Parseval weights are divided out, and imaginary parts dropped where a
-//    row is its own mirror.
+// 1. Parseval weights are divided out, and imaginary parts dropped where a row is its own mirror.
 // 2. Even m: Z_k = (Y_k + conj Y_-k) + i exp(2 pi i k / m) (Y_k - conj Y_-k), k < m / 2; odd m: all
 //    rows from their mirrors.
 // 3. The inverse DFT is that of conjugates, conjugated; even m: its parts are neighbours.
+template <class Block, class Entry, class Put>
+LLAVA_FA_KERNEL void inverse_transform(Block& block, const RealFftPlan& plan,
+                                       const FftBuffers& buffers, Entry entry, Put put) {
+  Complex* const buffer = buffers.first(block);
+  Complex* const half = buffer + buffers.elements;
+  block.phase([&](int thread) {
+    for (Index k = thread; k <= plan.n / 2; k += Block::kThreads) {
+      const Complex value = entry(k);
+      const bool own_mirror = k == 0 || 2 * k == plan.n;
+      half[k] = own_mirror ? Complex{value.real, 0} : 0.70710678118654752440f * value;
+    }
+  });
+  block.phase([&](int thread) {
+    for (int k = thread; k < plan.complex.sequence; k += Block::kThreads) {
+      buffer[k] = conjugate(entry_of_complex(plan, half, k));
+    }
+  });
+  const Complex* z = transform(block, plan.complex, buffer, half);
+  block.phase([&](int thread) {
+    for (Index j = thread; j < plan.complex.sequence; j += Block::kThreads) {
+      if (plan.n % 2 == 1) {
+        put(j, z[j].real);
+      } else {
+        put(2 * j, z[j].real);
+        put(2 * j + 1, -z[j].imag);
+      }
+    }
+  });
+}
+
+// The result in the basis of the output channels: sums of parts, in order, to a half spectrum, and
+// its inverse DFT, times the output multipliers, rounded to the output's type.
 struct InverseSpectrumKernel {
   static constexpr int kThreads = 512;
   static constexpr int kMinBlocks = 1;
@@ -111,20 +150,11 @@ struct InverseSpectrumKernel {
   template <class Block>
   LLAVA_FA_KERNEL void operator()(Block& block) const {
     for (Index token = block.index(0); token < tokens; token += block.count(0)) {
-      Complex* const buffer = buffers.first(block);
-      Complex* const half = buffer + buffers.elements;
-      block.phase([&](int thread) {
-        for (Index k = thread; k <= plan.n / 2; k += kThreads) half[k] = row(token, k);
-      });
-      block.phase([&](int thread) {
-        for (int k = thread; k < plan.complex.sequence; k += kThreads) {
-          buffer[k] = conjugate(paired(half, k));
-        }
-      });
-      const Complex* z = transform(block, plan.complex, buffer, half);
-      block.phase([&](int thread) {
-        for (int j = thread; j < plan.complex.sequence; j += kThreads) store(token, j, z[j]);
-      });
+      inverse_transform(
+          block, plan, buffers, [&](Index k) { return row(token, k); },
+          [&](Index i, float value) {
+            store_number(plan.unitary * multiplier[i] * value, type, token * plan.n + i, output);
+          });
     }
   }
 
@@ -136,28 +166,7 @@ struct InverseSpectrumKernel {
       const float* line = parts + (part * tokens + token) * 2 * rows;
       sum = sum + Complex{line[k], line[rows + k]};
     }
-    if (k == 0 || 2 * k == plan.n) return {sum.real, 0};
-    return 0.70710678118654752440f * sum;
-  }
-
-  LLAVA_FA_KERNEL Complex paired(const Complex* half, int k) const {
-    if (plan.n % 2 == 1) return 2 * k < plan.n ? half[k] : conjugate(half[plan.n - k]);
-    const Complex here = half[k], mirror = conjugate(half[plan.complex.sequence - k]);
-    const Complex turned = conjugate(plan.turns[k]) * (here - mirror);
-    return here + mirror - times_minus_i(turned);
-  }
-
-  LLAVA_FA_KERNEL void put(Index token, Index i, float value) const {
-    store_number(plan.unitary * multiplier[i] * value, type, token * plan.n + i, output);
-  }
-
-  LLAVA_FA_KERNEL void store(Index token, Index j, Complex value) const {
-    if (plan.n % 2 == 1) {
-      put(token, j, value.real);
-    } else {
-      put(token, 2 * j, value.real);
-      put(token, 2 * j + 1, -value.imag);
-    }
+    return sum;
   }
 };
 

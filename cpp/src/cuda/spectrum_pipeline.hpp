@@ -1,4 +1,6 @@
-// The half spectrum of a matrix in device memory as a sequence of kernels. Twin of ../spectrum.cpp.
+// The half spectrum of a matrix in device memory as a sequence of kernels, and the way back. Twin
+// of
+// ../spectrum.cpp.
 #pragma once
 
 #include <algorithm>
@@ -20,18 +22,40 @@ class SpectrumPipeline {
   // Of a matrix (rows, plan.cols()), with the tables of its columns' transforms, to
   // (rows / 2 + 1, plan.cols()).
   void transform(const ScaledWeight& matrix, const RealFftTables& columns, Complex* spectrum) {
-    const std::byte* const constants = memory_.template at<std::byte>(layout_.constants);
-    const Index rows = half_rows(matrix.rows), cols = matrix.cols;
-    launch(ColumnSpectra{columns.at(constants), {}, matrix, spectrum}, columns.buffer_elements(),
-           cols);
-    if (cols == 1) return;
-    const FftTables& lines = plan_.row_transform();
-    const float unitary = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cols)));
-    launch(RowSpectra{lines.at(constants), {}, spectrum, rows, unitary}, lines.buffer_elements(),
-           rows);
+    launch(ColumnSpectra{columns.at(constants()), {}, matrix, spectrum}, columns.buffer_elements(),
+           matrix.cols);
+    transform_rows(spectrum, spectrum, half_rows(matrix.rows), /*inverse=*/false);
+  }
+
+  // Inverse, to a weight (plan.rows(), plan.cols()) times the multipliers; the spectrum at its
+  // place is overwritten, and may be the one that is given.
+  void transform_back(const Complex* spectrum, const float* row_multiplier,
+                      const float* col_multiplier, float* weight) {
+    Complex* const columns = memory_.template at<Complex>(layout_.spectrum);
+    transform_rows(spectrum, columns, plan_.half_rows(), /*inverse=*/true);
+    const RealFftTables& tables = plan_.column_transform();
+    launch(InverseColumnSpectra{tables.at(constants()),
+                                {},
+                                columns,
+                                plan_.cols(),
+                                row_multiplier,
+                                col_multiplier,
+                                weight},
+           tables.buffer_elements(), plan_.cols());
   }
 
  private:
+  const std::byte* constants() const { return memory_.template at<std::byte>(layout_.constants); }
+
+  void transform_rows(const Complex* from, Complex* to, Index rows, bool inverse) {
+    const Index cols = plan_.cols();
+    if (cols == 1 && from == to) return;
+    const FftTables& lines = plan_.row_transform();
+    const float unitary = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cols)));
+    launch(RowSpectra{lines.at(constants()), {}, from, to, rows, unitary, inverse},
+           lines.buffer_elements(), rows);
+  }
+
   // Buffers, grid and shared memory of the kernels that transform.
   template <class Kernel>
   void launch(Kernel kernel, Index elements, Index sequences) {

@@ -1,8 +1,8 @@
 // The workspace of a compression as arrays, copies to and from them, and products in them.
 //
 // A Queue runs what it is given in order: launch(kernel, grid_x, grid_y, shared_bytes),
-// upload(to, bytes), which returns when the bytes have been read, and download(from, bytes), which
-// waits for all that was queued before.
+// upload(to, bytes), which returns when the bytes have been read, download(from, bytes) and wait(),
+// which wait for all that was queued before.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +38,12 @@ class WorkMemory {
   T* upload(std::span<const T> values, Index place) const {
     queue_.upload(at<std::byte>(place), std::as_bytes(values));
     return at<T>(place);
+  }
+
+  // Of so many values, ones if there are none.
+  const float* upload_or_ones(std::span<const float> values, Index place, Index count) const {
+    const std::vector<float> ones(values.empty() ? static_cast<std::size_t>(count) : 0, 1.0f);
+    return upload(values.empty() ? std::span(ones) : values, place);
   }
 
   // Planes become pairs.
