@@ -173,6 +173,20 @@ def weighting() -> list[Work]:
     ]
 
 
+def decoding(bits: float) -> list[Work]:
+    """Codes to a dense weight."""
+    entries, spectrum = half_rows(ROWS) * COLS, half_rows(ROWS) * COLS * COMPLEX
+    return [
+        Work("DecodeRows", entries * bits / 4 + spectrum),
+        Work("RowSpectra", 2 * spectrum, single=half_rows(ROWS) * transform(COLS)),
+        Work(
+            "InverseColumnSpectra",
+            spectrum + ROWS * COLS * 4,
+            single=COLS * transform(ROWS) / 2,
+        ),
+    ]
+
+
 def one_token(bits: float) -> list[Work]:
     """One activation, bfloat16."""
     entries, kept = half_rows(ROWS) * COLS, half_rows(ROWS)
@@ -230,6 +244,7 @@ WORKS: dict[str, list[Work]] = {
     "compression, rank 64: its factors": low_rank(),
     "compression, error feedback": feedback(),
     "compression, rank 64 and feedback": weighting(),
+    "dense weight, trellis 4": decoding(4),
     "1 token, ring 4": one_token(4),
     "1 token, trellis 4": one_token(4),
     "1 token, rank 64: its factors": low_rank_product(),
@@ -273,6 +288,7 @@ def works() -> dict[str, Callable[[], object]]:
         partial(compress_matrix, weight, with_rank),
         partial(compress_matrix, weight, config, input_second_moment=moment),
         partial(compress_matrix, weight, with_rank, input_second_moment=moment),
+        trellis.dense,
         partial(ring, x[:1]),
         partial(trellis, x[:1]),
         partial(ranked, x[:1]),
