@@ -153,8 +153,9 @@ class FourierLinear(nn.Linear):
         """Return the decoded weight, (m, n) float32, on the layer's device."""
         tensors = list(self.stored_tensors().values())
         matrix = packed_ops.prepared([tensor.cpu() for tensor in tensors], self._description)
-        weight: Tensor = matrix.dense(device=tensors[0].device)
-        return weight
+        device = tensors[0].device
+        weight: Tensor = matrix.dense(device=device if device.type == "cuda" else None)
+        return weight.to(device)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``x Wᵀ + b`` in the dtype of x; under autocast, in its dtype.
