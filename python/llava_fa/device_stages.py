@@ -259,7 +259,7 @@ def _check_complex(array: Tensor, what: str) -> tuple[int, int]:
 
 
 def _plain_complex(array: Tensor) -> Tensor:
-    return array.detach().resolve_conj().to(torch.complex64).contiguous()
+    return array.detach().resolve_conj().resolve_neg().to(torch.complex64).contiguous()
 
 
 def _to(array: ArrayT, device: torch.device) -> Tensor:
