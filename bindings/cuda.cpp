@@ -130,6 +130,7 @@ void bind_stages(nb::module_& m) {
            nb::arg("cols"), nb::arg("options"), nb::arg("oversampling"), nb::arg("device"),
            nb::call_guard<nb::gil_scoped_release>())
       .def("workspace_bytes", &cuda::Stages::workspace_bytes)
+      .def("dense_workspace_bytes", &cuda::Stages::dense_workspace_bytes)
       .def("diagonal_scales", &diagonal_scales_on_device, nb::kw_only(), nb::arg("weight"),
            nb::arg("weight_type"), nb::arg("row_stride"), nb::arg("input_second_moment").none(),
            nb::arg("output_second_moment").none(), nb::arg("workspace"), nb::arg("workspace_bytes"),

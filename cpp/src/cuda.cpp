@@ -8,6 +8,7 @@
 #include "device_backend.hpp"
 #include "llava_fa/constellation.hpp"
 #include "llava_fa/spectrum.hpp"
+#include "llava_fa/trellis.hpp"
 #include "low_rank_internal.hpp"
 #include "module_loading.hpp"
 
@@ -75,6 +76,15 @@ void require_device(const DeviceBackend& devices, int device) {
   const int count = devices.device_count();
   require_argument(device >= 0 && device < count, "device is ", device, ", expected 0 to ",
                    count - 1);
+}
+
+// Single stages are of whatever codes there are: states may be shorter than a matrix' are.
+void validate_stages(MatrixSpec spec) {
+  if (spec.codec == Codec::trellis) {
+    trellis(spec.code_bits, spec.state_bits);
+    spec.state_bits = std::max(spec.state_bits, kMinStateBits);
+  }
+  validate(spec);
 }
 
 }  // namespace
@@ -147,21 +157,23 @@ CompressionResult Compressor::compress(const Weight& weight, const SecondMoments
 Stages::Stages(Index rows, Index cols, const CompressionOptions& options, Index oversampling,
                int device)
     : rows_(rows), cols_(cols), options_(options), oversampling_(oversampling), device_(device) {
-  validate(spec_of(rows, cols, options));
+  validate_stages(spec_of(rows, cols, options));
   check_subspace(0, oversampling, nullptr, cols);
   const DeviceBackend& devices = backend();
   require_device(devices, device);
   stages_ = devices.stages(rows, cols, options, oversampling, device);
 }
 
-Index Stages::workspace_bytes() const { return stages_->workspace_bytes(); }
+Index Stages::workspace_bytes() const { return stages_->workspace_bytes(/*dense=*/false); }
+
+Index Stages::dense_workspace_bytes() const { return stages_->workspace_bytes(/*dense=*/true); }
 
 DiagonalScales Stages::diagonal_scales(const Weight& weight, const SecondMoments& moments,
                                        const Workspace& workspace, void* stream) const {
   require_weight(weight, cols_);
   require_workspace(workspace, workspace_bytes());
-  return llava_fa::diagonal_scales(stages_->open(workspace.data, stream)->energies(weight),
-                                   moments);
+  return llava_fa::diagonal_scales(
+      stages_->open(/*dense=*/false, workspace.data, stream)->energies(weight), moments);
 }
 
 void Stages::half_spectrum(const Weight& weight, void* spectrum, const Workspace& workspace,
@@ -169,7 +181,7 @@ void Stages::half_spectrum(const Weight& weight, void* spectrum, const Workspace
   require_weight(weight, cols_);
   require_complex(spectrum, "spectrum");
   require_workspace(workspace, workspace_bytes());
-  stages_->open(workspace.data, stream)->half_spectrum(weight, spectrum);
+  stages_->open(/*dense=*/false, workspace.data, stream)->half_spectrum(weight, spectrum);
 }
 
 void Stages::inverse_half_spectrum(const void* spectrum, float* weight, const Workspace& workspace,
@@ -177,7 +189,7 @@ void Stages::inverse_half_spectrum(const void* spectrum, float* weight, const Wo
   require_complex(spectrum, "spectrum");
   require_pointer(weight, item_bytes(ElementType::float32), "weight");
   require_workspace(workspace, workspace_bytes());
-  stages_->open(workspace.data, stream)->inverse_half_spectrum(spectrum, weight);
+  stages_->open(/*dense=*/false, workspace.data, stream)->inverse_half_spectrum(spectrum, weight);
 }
 
 TruncatedSvd Stages::truncated_svd(const void* matrix, int power_iterations, std::uint64_t seed,
@@ -188,13 +200,14 @@ TruncatedSvd Stages::truncated_svd(const void* matrix, int power_iterations, std
   require_complex(matrix, "matrix");
   require_workspace(workspace, workspace_bytes());
   const SvdOptions options = {options_.joint.rank, power_iterations, oversampling_, seed};
-  return stages_->open(workspace.data, stream)->truncated_svd(matrix, options, warm_start);
+  return stages_->open(/*dense=*/false, workspace.data, stream)
+      ->truncated_svd(matrix, options, warm_start);
 }
 
 PolarCodes Stages::encode(const void* values, const Workspace& workspace, void* stream) const {
   require_complex(values, "values");
   require_workspace(workspace, workspace_bytes());
-  return stages_->open(workspace.data, stream)->encode(values);
+  return stages_->open(/*dense=*/false, workspace.data, stream)->encode(values);
 }
 
 void Stages::decode(const void* codes, std::span<const std::uint16_t> row_scale, void* values,
@@ -204,7 +217,7 @@ void Stages::decode(const void* codes, std::span<const std::uint16_t> row_scale,
   require_pointer(codes, 1, "codes");
   require_complex(values, "values");
   require_workspace(workspace, workspace_bytes());
-  stages_->open(workspace.data, stream)->decode(codes, row_scale, values);
+  stages_->open(/*dense=*/false, workspace.data, stream)->decode(codes, row_scale, values);
 }
 
 void Stages::dense(const PackedMatrix& matrix, const void* codes, float* weight,
@@ -217,8 +230,8 @@ void Stages::dense(const PackedMatrix& matrix, const void* codes, float* weight,
                    "the matrix has another shape, code or rank than these stages");
   require_pointer(codes, 1, "codes");
   require_pointer(weight, item_bytes(ElementType::float32), "weight");
-  require_workspace(workspace, workspace_bytes());
-  stages_->open(workspace.data, stream)->dense(matrix, codes, weight);
+  require_workspace(workspace, dense_workspace_bytes());
+  stages_->open(/*dense=*/true, workspace.data, stream)->dense(matrix, codes, weight);
 }
 
 }  // namespace llava_fa::cuda

@@ -52,9 +52,10 @@ class StageByStage {
 class DeviceStages {
  public:
   virtual ~DeviceStages() = default;
-  virtual Index workspace_bytes() const = 0;
+  // Of dense(), or of every other function.
+  virtual Index workspace_bytes(bool dense) const = 0;
   // Until they are gone, the device is the thread's current one.
-  virtual std::unique_ptr<StageByStage> open(void* workspace, void* stream) const = 0;
+  virtual std::unique_ptr<StageByStage> open(bool dense, void* workspace, void* stream) const = 0;
 };
 
 class DeviceBackend {

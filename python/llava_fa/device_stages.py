@@ -25,9 +25,10 @@ from .device_weights import (
     weight_arguments,
 )
 from .devices import memory_errors
+from .errors import NonFiniteError
 from .matrix_spec import MatrixSpec
 
-_REMEDY = "free memory of the GPU, or move the tensors with .cpu()"
+_REMEDY = "free memory of the GPU, or compute on the CPU"
 
 
 def half_spectrum(weight: Tensor) -> Tensor:
@@ -69,29 +70,38 @@ def truncated_svd(
     rows, cols = _check_complex(matrix, "matrix")
     _check_rank(rank, rows, cols)
     device = matrix.device
-    start = exportable_or_none(warm_start.cpu() if is_on_gpu(warm_start) else warm_start)
     planned = _stages(_channels(rows), cols, device, rank=rank, oversampling=oversampling)
     with _running(planned, device) as (stages, room):
         plain = _plain_complex(matrix)
+        start = warm_start.cpu() if is_on_gpu(warm_start) else warm_start
         left, values, right = stages.truncated_svd(
             matrix=plain.data_ptr(),
             power_iterations=power_iterations,
             seed=seed,
-            warm_start=start,
+            warm_start=exportable_or_none(start),
             **room,
         )
         return _to(left, device), _to(values, device), _to(right, device)
 
 
 def exact_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(U, s, Vh)`` of the full decomposition, by torch in double precision."""
+    """Return ``(U, s, Vh)`` of the full decomposition, by torch in double precision.
+
+    Raises
+    ------
+    NonFiniteError
+        The matrix holds NaN or infinity, of which torch makes nothing.
+    """
     _check_rank(rank, *_check_complex(matrix, "matrix"))
+    refuse_capture("a stage")
+    if not bool(matrix.isfinite().all()):
+        raise NonFiniteError("matrix holds NaN or infinity")
     with memory_errors(lambda: f"the decomposition of {tuple(matrix.shape)} needs more", _REMEDY):
         left, values, right = torch.linalg.svd(
             matrix.detach().to(torch.complex128), full_matrices=False
         )
     left, right = left[:, :rank].to(torch.complex64), right[:rank].to(torch.complex64)
-    return left.contiguous(), values[:rank].float(), right
+    return left.contiguous(), values[:rank].float(), right.contiguous()
 
 
 def polar_encode(
@@ -117,15 +127,22 @@ def polar_decode(
         raise ValueError(
             f"row_scale is on {place}, the codes on {device}: move one of them with .to()"
         )
-    expected = (*row_scale.shape, (max(cols, 0) * code_bits + 7) // 8)
-    if codes.ndim != 2 or row_scale.ndim != 1 or tuple(codes.shape) != expected or 0 in expected:
+    if codes.ndim != 2 or row_scale.ndim != 1 or 0 in codes.shape or cols < 1:
+        raise ValueError(
+            f"codes have shape {tuple(codes.shape)} and row_scale {tuple(row_scale.shape)}, "
+            f"expected (rows, bytes) and (rows,) for {cols} columns"
+        )
+    planned = _stages(_channels(len(codes)), cols, device, codec, code_bits, state_bits)
+    expected = (len(row_scale), (cols * code_bits + 7) // 8)
+    if tuple(codes.shape) != expected:
         raise ValueError(
             f"codes have shape {tuple(codes.shape)}, expected {expected} for {cols} columns"
         )
-    planned = _stages(_channels(len(codes)), cols, device, codec, code_bits, state_bits)
     with _running(planned, device) as (stages, room):
         plain = codes.detach().to(torch.uint8).contiguous()
-        scales = row_scale.detach().to(torch.float16).contiguous().view(torch.int16).cpu()
+        scales = (
+            row_scale.detach().resolve_neg().to(torch.float16).contiguous().view(torch.int16).cpu()
+        )
         values = torch.empty(len(codes), cols, dtype=torch.complex64, device=device)
         stages.decode(
             codes=plain.data_ptr(),
@@ -165,7 +182,8 @@ def dense(
     planned = _stages(
         rows, cols, device, spec.codec, spec.code_bits, spec.state_bits, rank=spec.rank
     )
-    with _running(planned, device) as (stages, room):
+    needed = planned.dense_workspace_bytes()
+    with _running(planned, device, needed) as (stages, room):
         plain = codes.to(device).contiguous()
         weight = torch.empty(rows, cols, device=device)
         stages.dense(matrix=packed, codes=plain.data_ptr(), weight=weight.data_ptr(), **room)
@@ -217,10 +235,10 @@ def _stages(
 
 @contextmanager
 def _running(
-    stages: _core.DeviceStages, device: torch.device
+    stages: _core.DeviceStages, device: torch.device, workspace_bytes: int | None = None
 ) -> Iterator[tuple[_core.DeviceStages, dict[str, Any]]]:
     """Give stages a workspace on the current stream of their device, as their arguments."""
-    needed = stages.workspace_bytes()
+    needed = stages.workspace_bytes() if workspace_bytes is None else workspace_bytes
     what = f"the stage takes {mebibytes(needed)} beside what it reads and writes"
     with torch.cuda.device(device), memory_errors(lambda: what, _REMEDY):
         refuse_capture("a stage")

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .arrays import exportable
 from .config import FACTOR_BITS_FLOAT16, CompressionConfig
 from .errors import NonFiniteError
 from .matrix import compress_matrix
@@ -108,7 +109,7 @@ def profile_matrix(
     Parameters
     ----------
     weight
-        (m, n), as :func:`compress_matrix` takes it.
+        (m, n), on the CPU.
     config
         The settings it will be compressed with, but for code size and rank.
     ranks
@@ -126,7 +127,8 @@ def profile_matrix(
         The weight holds NaN or infinity.
     """
     rows, columns = weight.shape
-    dense = weight.detach().to(torch.float32)
+    weight = exportable(weight)
+    dense = weight.to(torch.float32)
     peak = max(abs(float(bound)) for bound in torch.aminmax(dense))
     if not math.isfinite(peak):
         raise NonFiniteError("holds NaN or infinity")

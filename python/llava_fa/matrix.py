@@ -74,12 +74,13 @@ class CompressedMatrix:
         Parameters
         ----------
         device
-            An NVIDIA GPU: decodes there, and returns a tensor there. By default the CPU.
+            An NVIDIA GPU, which decodes, or ``"cpu"``: then the result is a torch tensor there. By
+            default it is on the CPU, and of the kind that was compressed.
 
         Raises
         ------
         ValueError
-            It is no NVIDIA GPU of this machine.
+            It is neither the CPU nor an NVIDIA GPU of this machine.
         DeviceError, DeviceMemoryError
             It cannot be used, or its memory is too full.
         """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import packed_ops
+from .device_weights import refuse_capture
 from .matrix import CompressedMatrix
 from .matrix_spec import MatrixSpec
 
@@ -150,10 +151,19 @@ class FourierLinear(nn.Linear):
     weight: Any = property(_packed_weight)
 
     def dense(self) -> Tensor:
-        """Return the decoded weight, (m, n) float32, on the layer's device."""
+        """Return the decoded weight, (m, n) float32, on the layer's device.
+
+        Raises
+        ------
+        DeviceError, DeviceMemoryError
+            The layer is on an NVIDIA GPU that cannot be used, whose memory is too full, or while a
+            graph is captured.
+        """
         tensors = list(self.stored_tensors().values())
-        matrix = packed_ops.prepared([tensor.cpu() for tensor in tensors], self._description)
         device = tensors[0].device
+        if device.type == "cuda":
+            refuse_capture("decoding")
+        matrix = packed_ops.prepared([tensor.cpu() for tensor in tensors], self._description)
         weight: Tensor = matrix.dense(device=device if device.type == "cuda" else None)
         return weight.to(device)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 
 from . import _core
+from .arrays import exportable
 from .config import CompressionConfig
 from .stages import diagonal_scales
 
@@ -35,7 +36,7 @@ def output_noise_gain(
     Parameters
     ----------
     weight
-        (m, n), finite.
+        (m, n), finite, on the CPU.
     config
         The settings that it will be compressed with, but for code size and rank.
     second_moment
@@ -46,7 +47,8 @@ def output_noise_gain(
     float or None
         None if these inputs give no output to compare with.
     """
-    dense = weight.detach().to(torch.float32)
+    weight = exportable(weight)
+    dense = weight.to(torch.float32)
     energy = _output_energy(dense, second_moment)
     if not energy > 0:
         return None

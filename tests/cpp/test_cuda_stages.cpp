@@ -34,7 +34,7 @@ class HostStages {
       : plan_(m, n, options, shared_limit, oversampling),
         workspace_(workspace_of(plan_.stage_layout().bytes)),
         queue_(order),
-        stages_(plan_, workspace_.data(), queue_) {}
+        stages_(plan_, plan_.stage_layout(), workspace_.data(), queue_) {}
 
   cuda::StagesPipeline<HostLauncher>* operator->() { return &stages_; }
 
@@ -69,7 +69,10 @@ class HostStages {
 
   std::vector<float> dense(const PackedMatrix& matrix) {
     std::vector<float> out(plan_.rows() * plan_.cols(), std::numeric_limits<float>::quiet_NaN());
-    stages_.dense(matrix, matrix.codes().data(), out.data());
+    const cuda::CompressionPlan::Layout layout = plan_.decoding_layout();
+    std::vector<std::max_align_t> workspace = workspace_of(layout.bytes);
+    cuda::StagesPipeline<HostLauncher>(plan_, layout, workspace.data(), queue_)
+        .dense(matrix, matrix.codes().data(), out.data());
     return out;
   }
 
@@ -225,7 +228,7 @@ TEST_CASE("CUDA: rows are encoded and decoded as on the CPU, with every code") {
 TEST_CASE("CUDA: decoding reads states of any length, up to 16 rows and around the circle") {
   for (const Index m : {1, 9, 90, 1022, 1100}) {
     for (const auto& [code_bits, state_bits] :
-         {std::pair{1, 16}, {1, 8}, {3, 14}, {5, 11}, {8, 8}, {8, 12}, {8, 16}}) {
+         {std::pair{1, 16}, {1, 3}, {4, 7}, {1, 8}, {3, 14}, {5, 11}, {8, 8}, {8, 12}, {8, 16}}) {
       CAPTURE(m);
       CAPTURE(code_bits);
       CAPTURE(state_bits);
@@ -325,6 +328,8 @@ TEST_CASE("CUDA: single stages of options out of range are refused") {
   CHECK_THROWS_AS(cuda::Stages(0, 20, options, 10, 0), Error);
   CHECK_THROWS_WITH_AS(cuda::Stages(30, 20, options, -1, 0),
                        doctest::Contains("oversampling must not be negative"), Error);
+  CHECK_THROWS_WITH_AS(cuda::Stages(30, 20, options_for(Codec::trellis, 4, 3), 10, 0),
+                       doctest::Contains("state_bits is 3"), Error);
   options.joint.rank = 17;  // a half spectrum of 16 rows
   CHECK_THROWS_WITH_AS(cuda::Stages(30, 20, options, 10, 0), doctest::Contains("rank is 17"),
                        Error);
@@ -338,6 +343,8 @@ TEST_CASE("CUDA: single stages need about as much memory as documented") {
   constexpr Index kWeights = Index{4096} * 4096;
   const CompressionOptions ring = options_for(Codec::ring, 10);
   CHECK(cuda::CompressionPlan(4096, 4096, ring, kMostShared).stage_layout().bytes <= 6 * kWeights);
+  CHECK(cuda::CompressionPlan(4096, 4096, ring, kMostShared).decoding_layout().bytes <=
+        Index(4.1 * kWeights));
   const CompressionOptions trellis = options_for(Codec::trellis, 4, 16);
   CHECK(cuda::CompressionPlan(4096, 4096, trellis, kMostShared).stage_layout().bytes <=
         6 * kWeights + (Index{256} << 20));

@@ -84,11 +84,15 @@ class Stages:
         """Return so many."""
         return self.needed
 
+    def dense_workspace_bytes(self) -> int:
+        """Return how many decoding takes."""
+        return 2 * self.needed
+
     def _spectrum_at(self, address: int) -> Tensor:
         return memory_at(address, torch.complex64, self.rows // 2 + 1, self.cols)
 
     def _call(self, name: str, arguments: dict[str, Any]) -> None:
-        assert arguments["workspace_bytes"] == self.needed
+        assert arguments["workspace_bytes"] == self.needed * (1 + (name == "dense"))
         assert arguments["stream"] == Stream.cuda_stream
         self.calls.append((name, arguments))
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from core_stand_ins import Stages, as_a_gpu
+from pretend_gpu import pretend_gpu
 from torch import Tensor
 
 import llava_fa
@@ -21,11 +22,14 @@ from llava_fa import (
     CompressionConfig,
     DeviceError,
     DeviceMemoryError,
+    NonFiniteError,
     _core,
     compress_matrix,
     device_stages,
 )
+from llava_fa.error_model import profile_matrix
 from llava_fa.nn import FourierLinear
+from llava_fa.output_error import output_noise_gain
 
 without_gpu = pytest.mark.skipif(
     llava_fa.cuda_available(), reason="a GPU can be used here; tests/cuda tests it"
@@ -72,8 +76,16 @@ def assert_same(found: Any, expected: Any) -> None:
         assert torch.equal(one, torch.from_numpy(other))
 
 
-@pytest.mark.usefixtures("calls")
 class TestResultsAreTheCores:
+    """What is expected comes from NumPy arrays, so from the CPU; the calls say who answered."""
+
+    @pytest.fixture(autouse=True)
+    def answered(self, calls: list[tuple[str, dict[str, Any]]]) -> Iterator[set[str]]:
+        """Functions of the GPU that a test expects to be called, each at least once."""
+        expected: set[str] = set()
+        yield expected
+        assert {name for name, _ in calls} == expected
+
     @pytest.mark.parametrize(
         "given",
         [
@@ -85,23 +97,27 @@ class TestResultsAreTheCores:
             weight(31, 22, dtype=torch.float64),
         ],
     )
-    def test_half_spectra(self, given: Tensor) -> None:
+    def test_half_spectra(self, answered: set[str], given: Tensor) -> None:
+        answered |= {"half_spectrum"}
         assert_same(llava_fa.half_spectrum(given), llava_fa.half_spectrum(on_cpu(given.float())))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_half_spectra_of_16_bits(self, dtype: torch.dtype) -> None:
+    def test_half_spectra_of_16_bits(self, answered: set[str], dtype: torch.dtype) -> None:
+        answered |= {"half_spectrum"}
         given = weight(30, 22, dtype=dtype)
         assert_same(llava_fa.half_spectrum(given), llava_fa.half_spectrum(on_cpu(given.float())))
 
     @pytest.mark.parametrize("rows", [1, 2, 3, 30, 31])
-    def test_inverse_half_spectra(self, rows: int) -> None:
+    def test_inverse_half_spectra(self, answered: set[str], rows: int) -> None:
+        answered |= {"inverse_half_spectrum"}
         given = spectrum(rows // 2 + 1, 22)
         for view in (given, given.conj(), given.flip(0), given.to(torch.complex128)):
             expected = llava_fa.inverse_half_spectrum(on_cpu(view), rows)
             assert_same(llava_fa.inverse_half_spectrum(view, rows), expected)
 
     @pytest.mark.parametrize("shape", [(16, 20), (1, 5), (2, 1)])
-    def test_truncated_svds(self, shape: tuple[int, int]) -> None:
+    def test_truncated_svds(self, answered: set[str], shape: tuple[int, int]) -> None:
+        answered |= {"truncated_svd"}
         given = spectrum(*shape)
         expected = llava_fa.truncated_svd(on_cpu(given), 1, seed=3, oversampling=4)
         assert_same(llava_fa.truncated_svd(given, 1, seed=3, oversampling=4), expected)
@@ -111,9 +127,20 @@ class TestResultsAreTheCores:
         )
         assert_same(llava_fa.truncated_svd(given, 1, power_iterations=0, warm_start=start), warm)
 
-    def test_exact_svds(self) -> None:
+    def test_exact_svds_are_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        decomposed: list[torch.dtype] = []
+        svd = torch.linalg.svd
+
+        def counted(matrix: Tensor, **options: Any) -> Any:
+            decomposed.append(matrix.dtype)
+            return svd(matrix, **options)
+
+        monkeypatch.setattr(torch.linalg, "svd", counted)
         given = spectrum(16, 20)
         left, values, right = llava_fa.truncated_svd(given, 3, exact=True)
+        assert decomposed == [torch.complex128]
+        assert left.is_contiguous()
+        assert right.is_contiguous()
         assert (left.dtype, values.dtype) == (torch.complex64, torch.float32)
         expected = llava_fa.truncated_svd(on_cpu(given), 3, exact=True)
         np.testing.assert_allclose(values, expected[1], rtol=1e-6)
@@ -124,8 +151,14 @@ class TestResultsAreTheCores:
     @pytest.mark.parametrize(("codec", "code_bits", "state_bits"), CODES)
     @pytest.mark.parametrize("shape", [(16, 20), (1, 5), (300, 3)])
     def test_codes(
-        self, shape: tuple[int, int], codec: str, code_bits: int, state_bits: int
+        self,
+        answered: set[str],
+        shape: tuple[int, int],
+        codec: str,
+        code_bits: int,
+        state_bits: int,
     ) -> None:
+        answered |= {"encode", "decode"}
         given = spectrum(*shape)
         states = {"state_bits": state_bits} if state_bits else {}
         codes, scale = llava_fa.polar_encode(on_cpu(given), code_bits, codec, **states)
@@ -134,17 +167,20 @@ class TestResultsAreTheCores:
         decoded = llava_fa.polar_decode(codes, scale, shape[1], code_bits, codec, **states)
         assert_same(llava_fa.polar_decode(*found, shape[1], code_bits, codec, **states), decoded)
 
-    def test_diagonal_scales(self) -> None:
+    def test_diagonal_scales(self, answered: set[str]) -> None:
+        answered |= {"diagonal_scales"}
         given = weight(90, 120) * torch.linspace(0, 3, 120).exp()
-        moments = (torch.linspace(0, -4, 120).exp(), torch.linspace(1, 2, 90))
+        moments = (torch.linspace(0, -4, 120).exp(), 0.01 + torch.arange(90.0) ** 2)
         expected = llava_fa.diagonal_scales(on_cpu(given), *(on_cpu(m) for m in moments))
         scale_in, scale_out = llava_fa.diagonal_scales(given, *moments)
         assert expected[0] is not None
-        assert_same(scale_in, expected[0])
-        assert (scale_out is None) == (expected[1] is None)
+        assert expected[1] is not None
+        assert_same((scale_in, scale_out), expected)
+        assert llava_fa.diagonal_scales(weight(30, 22)) == (None, None)
 
     @pytest.mark.parametrize("options", [{}, {"rank": 3}, {"codec": "trellis", "bits": 2}])
-    def test_dense_weights(self, options: dict[str, Any]) -> None:
+    def test_dense_weights(self, answered: set[str], options: dict[str, Any]) -> None:
+        answered |= {"dense"}
         matrix = packed(**options)
         codes = matrix.state_dict()["codes"]
         found = device_stages.dense(matrix._packed, matrix.spec, codes, torch.device("cpu"))
@@ -235,6 +271,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match="codes have shape"):
             llava_fa.polar_decode(torch.zeros(codes, dtype=torch.uint8), torch.ones(rows), 8, 4)
 
+    def test_what_no_decomposition_has(self) -> None:
+        given = spectrum(5, 8)
+        given[2, 3] = complex("nan")
+        with pytest.raises(NonFiniteError, match="matrix holds NaN or infinity"):
+            llava_fa.truncated_svd(given, 2, exact=True)
+
     def test_tensors_of_two_places(self) -> None:
         codes = torch.zeros(5, 4, dtype=torch.uint8)
         scales: Any = np.ones(5, np.float16)
@@ -257,7 +299,9 @@ class TestRefusals:
         given = weight(4, 4)
         monkeypatch.setattr(Stages, "needed", 5 << 20)
         monkeypatch.setattr(torch, "empty", full)
-        expected = r"2 GiB; the stage takes 5 MiB beside .*: free memory of the GPU, or move .*cpu"
+        expected = (
+            r"2 GiB; the stage takes 5 MiB beside .*: free memory of the GPU, or compute on the CPU"
+        )
         with pytest.raises(DeviceMemoryError, match=expected):
             llava_fa.half_spectrum(given)
         monkeypatch.setattr(torch.linalg, "svd", full)
@@ -291,7 +335,8 @@ class TestCore:
             ({"rank": 17}, "rank is 17, expected 0 to 16"),
             ({"rows": 0}, r"shape is \(0, 20\), expected 1 to"),
             ({"code_bits": 11}, "code_bits is 11"),
-            ({"codec": "trellis", "state_bits": 7}, "state_bits is 7, expected 8 to 16"),
+            ({"codec": "trellis", "state_bits": 3}, "state_bits is 3"),
+            ({"codec": "trellis", "state_bits": 17}, "state_bits is 17"),
             ({"oversampling": -1}, "oversampling must not be negative"),
         ],
     )
@@ -303,6 +348,15 @@ class TestCore:
     def test_no_gpu(self) -> None:
         with pytest.raises(DeviceError, match="no GPU can be used: "):
             self.stages()
+
+
+class TestPlanning:
+    """Which computes on the CPU."""
+
+    @pytest.mark.parametrize("measure", [profile_matrix, output_noise_gain])
+    def test_weights_on_a_gpu_are_refused(self, measure: Callable[..., Any]) -> None:
+        with pretend_gpu() as gpu, pytest.raises(ValueError, match=r"tensor is on cuda:0, .* CPU"):
+            measure(weight(30, 22).to(gpu), CompressionConfig(bits=3), second_moment=torch.ones(22))
 
 
 class TestDenseOnADevice:
@@ -326,3 +380,15 @@ class TestDenseOnADevice:
         matrix = packed()
         expected = torch.from_numpy(matrix.dense())
         assert torch.equal(FourierLinear.from_matrix(matrix).dense(), expected)
+
+    @without_gpu
+    def test_layers_on_a_gpu_say_why_they_cannot(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        layer = FourierLinear.from_matrix(packed())
+        with pretend_gpu() as gpu:
+            layer.to(gpu)
+            with pytest.raises(DeviceError, match="no GPU can be used: "):
+                layer.dense()
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            with pytest.raises(DeviceError, match="decoding waits for the GPU and so cannot be"):
+                layer.dense()

@@ -147,14 +147,18 @@ class Compressor {
 // Error(device) if the GPU reports an error. Deterministic, as Compressor is.
 class Stages {
  public:
-  // Of weights (rows, cols), with the codec, bits and rank of `options`. Throws as Compressor's.
+  // Of weights (rows, cols), with the codec, bits and rank of `options`. Throws as Compressor's,
+  // but a trellis may have as few state bits as trellis() takes.
   Stages(Index rows, Index cols, const CompressionOptions& options, Index oversampling, int device);
 
   int device() const { return device_; }
 
-  // Bytes that each function needs: about 6 per weight, and more for the trellis and a rank, as a
-  // Compressor's.
+  // Bytes that each function but dense() needs: about 6 per weight, more for the trellis and with a
+  // rank, as a Compressor's; and for transforms that are too long for shared memory up to 256 pairs
+  // of buffers.
   Index workspace_bytes() const;
+  // Bytes that dense() needs: about 4 per weight, and for such transforms as much.
+  Index dense_workspace_bytes() const;
 
   // As llava_fa::diagonal_scales() of the weight's energies; moments are in the host's memory.
   DiagonalScales diagonal_scales(const Weight& weight, const SecondMoments& moments,

@@ -202,8 +202,10 @@ class CudaWeightStages final : private OnStream, public CompressionPipeline<Stre
 
 class CudaStageByStage final : private OnStream, public StagesPipeline<StreamQueue> {
  public:
-  CudaStageByStage(const CompressionPlan& plan, void* workspace, void* stream, int device)
-      : OnStream(device, plan.shared_limit(), stream), StagesPipeline(plan, workspace, queue_) {}
+  CudaStageByStage(const CompressionPlan& plan, const CompressionPlan::Layout& layout,
+                   void* workspace, void* stream, int device)
+      : OnStream(device, plan.shared_limit(), stream),
+        StagesPipeline(plan, layout, workspace, queue_) {}
 };
 
 class CudaCompressor final : public DeviceCompressor {
@@ -229,13 +231,17 @@ class CudaStages final : public DeviceStages {
              int device)
       : device_(device), plan_(rows, cols, options, shared_limit(device), oversampling) {}
 
-  Index workspace_bytes() const override { return plan_.stage_layout().bytes; }
+  Index workspace_bytes(bool dense) const override { return layout(dense).bytes; }
 
-  std::unique_ptr<StageByStage> open(void* workspace, void* stream) const override {
-    return std::make_unique<CudaStageByStage>(plan_, workspace, stream, device_);
+  std::unique_ptr<StageByStage> open(bool dense, void* workspace, void* stream) const override {
+    return std::make_unique<CudaStageByStage>(plan_, layout(dense), workspace, stream, device_);
   }
 
  private:
+  CompressionPlan::Layout layout(bool dense) const {
+    return dense ? plan_.decoding_layout() : plan_.stage_layout();
+  }
+
   int device_;
   CompressionPlan plan_;
 };

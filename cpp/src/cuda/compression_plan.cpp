@@ -141,10 +141,9 @@ void CompressionPlan::place_coding(Layout& layout, Arena& arena, bool fed_back) 
   if (!searches_in_shared(fed_back)) layout.costs = arena.take(blocks * 2 * groups * 4);
 }
 
-void CompressionPlan::place_low_rank(Layout& layout, Arena& arena) const {
+void CompressionPlan::place_factors(Layout& layout, Arena& arena) const {
   layout.left_factor = arena.take(rank_ * half_rows() * 8);
   layout.right_factor = arena.take(rank_ * cols_ * 8);
-  layout.subspace = subspace_layout(arena);
 }
 
 CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
@@ -169,7 +168,8 @@ CompressionPlan::Layout CompressionPlan::layout(bool fed_back) const {
     layout.residual = arena.take(entries * 8);
     layout.other_points = arena.take(entries * 2);
     layout.row_scale = arena.take(half * 4);
-    place_low_rank(layout, arena);
+    place_factors(layout, arena);
+    layout.subspace = subspace_layout(arena);
   }
   layout.bytes = std::max(arena.bytes(), factoring_end);
   return layout;
@@ -181,7 +181,18 @@ CompressionPlan::Layout CompressionPlan::stage_layout() const {
   place_weight(layout, arena, /*fed_back=*/false);
   place_coding(layout, arena, /*fed_back=*/false);
   layout.row_scale = arena.take(half_rows() * 4);
-  if (rank_ > 0) place_low_rank(layout, arena);
+  if (rank_ > 0) layout.subspace = subspace_layout(arena);
+  layout.bytes = arena.bytes();
+  return layout;
+}
+
+CompressionPlan::Layout CompressionPlan::decoding_layout() const {
+  Layout layout;
+  Arena arena;
+  place_weight(layout, arena, /*fed_back=*/false);
+  layout.spectrum = arena.take(half_rows() * cols_ * 8);
+  layout.row_scale = arena.take(half_rows() * 4);
+  place_factors(layout, arena);
   layout.bytes = arena.bytes();
   return layout;
 }

@@ -106,8 +106,9 @@ class CompressionPlan {
     Index bytes = 0;
   };
   Layout layout(bool fed_back) const;
-  // Of single stages, which have nothing to remember.
+  // Of single stages, which have nothing to remember; of decoding a matrix, which takes less.
   Layout stage_layout() const;
+  Layout decoding_layout() const;
 
  private:
   void add_constellation(ConstantsBuilder& constants);
@@ -116,7 +117,7 @@ class CompressionPlan {
   void place_weight(Layout& layout, Arena& arena, bool fed_back) const;
   Index place_factoring(Layout& layout, Arena arena) const;
   void place_coding(Layout& layout, Arena& arena, bool fed_back) const;
-  void place_low_rank(Layout& layout, Arena& arena) const;
+  void place_factors(Layout& layout, Arena& arena) const;
   SubspaceLayout subspace_layout(Arena& arena) const;
 
   Index rows_, cols_;

@@ -1,6 +1,5 @@
-// The half spectrum of a matrix in device memory as a sequence of kernels, and the way back. Twin
-// of
-// ../spectrum.cpp.
+// The half spectrum of a matrix in device memory as a sequence of kernels, and the way back.
+// Twin of ../spectrum.cpp.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // The stages between a weight and its codes in device memory, one at a time, each by the pipeline
-// that a compression has for it; and a packed matrix decoded. Twin of ../spectrum.cpp,
-// ../low_rank.cpp and ../polar_codec.cpp together.
+// that a compression has for it; and packed matrices decoded. Twin of ../polar_codec.cpp and of
+// decoding in ../packed_matrix.cpp.
 #pragma once
 
 #include "../code_panels.hpp"
@@ -14,9 +14,11 @@ namespace llava_fa::cuda {
 template <class Queue>
 class StagesPipeline : public StageByStage {
  public:
-  // The workspace has room for plan.stage_layout().
-  StagesPipeline(const CompressionPlan& plan, void* workspace, Queue& queue)
-      : plan_(plan), layout_(plan.stage_layout()), memory_(workspace, queue) {
+  // The workspace has room for the layout: plan.decoding_layout() for dense(), else
+  // plan.stage_layout().
+  StagesPipeline(const CompressionPlan& plan, const CompressionPlan::Layout& layout,
+                 void* workspace, Queue& queue)
+      : plan_(plan), layout_(layout), memory_(workspace, queue) {
     memory_.upload(plan.constants(), layout_.constants);
   }
 
