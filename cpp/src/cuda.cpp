@@ -2,13 +2,10 @@
 // over to it.
 #include "llava_fa/cuda.hpp"
 
-#include <cstdint>
-
 #include "checks.hpp"
+#include "device_arguments.hpp"
 #include "device_backend.hpp"
-#include "llava_fa/constellation.hpp"
 #include "llava_fa/spectrum.hpp"
-#include "llava_fa/trellis.hpp"
 #include "low_rank_internal.hpp"
 #include "module_loading.hpp"
 
@@ -47,44 +44,11 @@ const DeviceBackend& backend() {
   return *loaded().backend;
 }
 
-bool aligned(const void* pointer, Index alignment) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % static_cast<std::uintptr_t>(alignment) == 0;
-}
-
-void require_pointer(const void* pointer, Index alignment, const char* name) {
-  require_argument(pointer != nullptr, name, " is null");
-  require_argument(aligned(pointer, alignment), name, " is not aligned to ", alignment,
-                   " bytes: copy it to an allocation of its own");
-}
-
-void require_workspace(const Workspace& workspace, Index needed) {
-  require_pointer(workspace.data, kAlignment, "workspace");
-  require_argument(workspace.bytes >= needed, "the workspace has ", workspace.bytes,
-                   " bytes, expected at least ", needed);
-}
-
-void require_weight(const Weight& weight, Index cols) {
-  require_argument(weight.row_stride >= cols, "the weight has row_stride ", weight.row_stride,
-                   ", expected at least its width ", cols);
-  require_pointer(weight.data, item_bytes(weight.type), "weight");
-}
-
-// Pairs of float32.
-void require_complex(const void* pointer, const char* name) { require_pointer(pointer, 8, name); }
-
-void require_device(const DeviceBackend& devices, int device) {
-  const int count = devices.device_count();
-  require_argument(device >= 0 && device < count, "device is ", device, ", expected 0 to ",
-                   count - 1);
-}
-
-// Single stages are of whatever codes there are: states may be shorter than a matrix' are.
-void validate_stages(MatrixSpec spec) {
-  if (spec.codec == Codec::trellis) {
-    trellis(spec.code_bits, spec.state_bits);
-    spec.state_bits = std::max(spec.state_bits, kMinStateBits);
-  }
-  validate(spec);
+// The GPUs that can be used, which the one asked for is among.
+const DeviceBackend& backend_of(int device) {
+  const DeviceBackend& devices = backend();
+  require_device(device, devices.device_count());
+  return devices;
 }
 
 }  // namespace
@@ -100,9 +64,7 @@ std::optional<std::string> unavailable_reason() {
 int device_count() { return unavailable_reason() ? 0 : loaded().backend->device_count(); }
 
 Product::Product(const PackedMatrix& matrix, int device) : spec_(matrix.spec()), device_(device) {
-  const DeviceBackend& devices = backend();
-  require_device(devices, device);
-  product_ = devices.product(matrix, device);
+  product_ = backend_of(device).product(matrix, device);
 }
 
 const MatrixSpec& Product::spec() const { return spec_; }
@@ -118,17 +80,8 @@ Index Product::workspace_bytes(Index activations, Precision precision) const {
 
 void Product::multiply(const DeviceMemory& memory, const Activations& activations,
                        const Output& output, Precision precision, void* stream) const {
-  require_argument(activations.rows >= 0 && activations.rows <= kMaxChannels,
-                   "the number of activations is ", activations.rows, ", expected 0 to ",
-                   kMaxChannels);
-  require_argument(activations.row_stride >= spec_.cols, "activations have row_stride ",
-                   activations.row_stride, ", expected at least their width ", spec_.cols);
+  require_product(memory, activations, output, spec_.cols);
   if (activations.rows == 0) return;
-  require_pointer(memory.codes, kAlignment, "codes");
-  require_pointer(memory.constants, kAlignment, "constants");
-  require_pointer(memory.workspace, kAlignment, "workspace");
-  require_pointer(activations.data, item_bytes(activations.type), "activations");
-  require_pointer(output.data, item_bytes(output.type), "output");
   product_->multiply(memory, activations, output, precision, stream);
 }
 
@@ -136,9 +89,7 @@ Compressor::Compressor(Index rows, Index cols, const CompressionOptions& options
     : rows_(rows), cols_(cols), options_(options), device_(device) {
   validate(spec_of(rows, cols, options));
   validate(options.joint);
-  const DeviceBackend& devices = backend();
-  require_device(devices, device);
-  compressor_ = devices.compressor(rows, cols, options, device);
+  compressor_ = backend_of(device).compressor(rows, cols, options, device);
 }
 
 Index Compressor::workspace_bytes(bool full_moment) const {
@@ -159,9 +110,7 @@ Stages::Stages(Index rows, Index cols, const CompressionOptions& options, Index 
     : rows_(rows), cols_(cols), options_(options), oversampling_(oversampling), device_(device) {
   validate_stages(spec_of(rows, cols, options));
   check_subspace(0, oversampling, nullptr, cols);
-  const DeviceBackend& devices = backend();
-  require_device(devices, device);
-  stages_ = devices.stages(rows, cols, options, oversampling, device);
+  stages_ = backend_of(device).stages(rows, cols, options, oversampling, device);
 }
 
 Index Stages::workspace_bytes() const { return stages_->workspace_bytes(/*dense=*/false); }
@@ -212,8 +161,7 @@ PolarCodes Stages::encode(const void* values, const Workspace& workspace, void* 
 
 void Stages::decode(const void* codes, std::span<const std::uint16_t> row_scale, void* values,
                     const Workspace& workspace, void* stream) const {
-  require_argument(static_cast<Index>(row_scale.size()) == half_rows(rows_),
-                   "row_scale has length ", row_scale.size(), ", expected ", half_rows(rows_));
+  require_row_scale(row_scale, half_rows(rows_));
   require_pointer(codes, 1, "codes");
   require_complex(values, "values");
   require_workspace(workspace, workspace_bytes());
@@ -222,12 +170,7 @@ void Stages::decode(const void* codes, std::span<const std::uint16_t> row_scale,
 
 void Stages::dense(const PackedMatrix& matrix, const void* codes, float* weight,
                    const Workspace& workspace, void* stream) const {
-  const MatrixSpec& spec = matrix.spec();
-  const MatrixSpec own = spec_of(rows_, cols_, options_);
-  require_argument(spec.rows == own.rows && spec.cols == own.cols && spec.codec == own.codec &&
-                       spec.code_bits == own.code_bits && spec.state_bits == own.state_bits &&
-                       spec.rank == own.rank,
-                   "the matrix has another shape, code or rank than these stages");
+  require_decodable(matrix.spec(), spec_of(rows_, cols_, options_));
   require_pointer(codes, 1, "codes");
   require_pointer(weight, item_bytes(ElementType::float32), "weight");
   require_workspace(workspace, dense_workspace_bytes());

@@ -71,7 +71,7 @@ def layer_on_device(
         The tensors are on different devices, or their memory is not as kernels read it.
     """
     _check(tensors, tensors[codes])
-    return _layers.get(tensors[codes], tensors, lambda held: prepare(held[codes], matrix))
+    return _layers.get(tensors[codes], tensors, lambda held: _prepare(held[codes], matrix))
 
 
 def _check(tensors: Sequence[Tensor], codes: Tensor) -> None:
@@ -88,7 +88,7 @@ def _check(tensors: Sequence[Tensor], codes: Tensor) -> None:
         )
 
 
-def prepare(codes: Tensor, matrix: Callable[[], CompressedMatrix]) -> LayerOnDevice:
+def _prepare(codes: Tensor, matrix: Callable[[], CompressedMatrix]) -> LayerOnDevice:
     """Return what products with ``codes`` need on their GPU; ``matrix`` as above."""
     if torch.cuda.is_current_stream_capturing():
         raise DeviceError(

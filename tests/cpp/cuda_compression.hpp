@@ -27,6 +27,25 @@ inline CompressionOptions options_for(Codec codec, int code_bits, int state_bits
   return options;
 }
 
+// A weight in 16 bits as it lies on a device, rows apart from each other; `dense` becomes what it
+// holds.
+struct RowsApart {
+  RowsApart(reference::Dense& dense, ElementType type) : type(type), stride(dense.cols + 7) {
+    stored.assign(dense.rows * stride, 0x7fff);
+    for (Index i = 0; i < dense.rows * dense.cols; ++i) {
+      std::uint16_t* const place = &stored[i / dense.cols * stride + i % dense.cols];
+      cuda::store_number(dense.values[i], type, 0, place);
+      dense.values[i] = cuda::load_number(place, type, 0);
+    }
+  }
+
+  cuda::Weight weight() const { return {stored.data(), type, stride}; }
+
+  ElementType type;
+  Index stride;
+  std::vector<std::uint16_t> stored;
+};
+
 // A complex matrix as it lies on a device, and back.
 inline std::vector<cuda::Complex> pairs(const ComplexMatrix& matrix) {
   std::vector<cuda::Complex> out;

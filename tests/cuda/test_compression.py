@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from device_cases import CODES, needs_gpu
+from device_cases import CODES, SHAPES, needs_gpu, weight
 from llava_fa import (
     CompressedMatrix,
     CompressionConfig,
@@ -19,12 +19,6 @@ from llava_fa import (
 )
 
 pytestmark = needs_gpu
-
-SHAPES = [(1, 1), (9, 1), (1, 40), (61, 64), (131, 77), (512, 1025), (1100, 134), (1021, 67)]
-
-
-def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def assert_as_on_the_cpu(

@@ -11,15 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from device_cases import CODES, needs_gpu
+from device_cases import CODES, needs_gpu, weight
 from llava_fa import CompressionConfig, compress_matrix
 from llava_fa.nn import FourierLinear
 
 pytestmark = needs_gpu
-
-
-def weight(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def compress_and_multiply(

@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 import llava_fa
-from device_cases import CODES, needs_gpu
+from device_cases import CODES, SHAPES, needs_gpu, weight
 from llava_fa import CompressionConfig, DeviceError, compress_matrix
 from llava_fa.nn import FourierLinear
 
 pytestmark = needs_gpu
 
-SHAPES = [(1, 1), (9, 1), (1, 40), (61, 64), (131, 77), (512, 1025), (1100, 134), (1021, 67)]
 LONG = [(64, 18944), (60000, 16)]  # transforms too long for shared memory, in either direction
-
-
-def weight(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def spectrum(rows: int, cols: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""What stands for the core's classes of a GPU: the same on the CPU, at the addresses that they get.
+"""For tests of GPUs without one: what stands for the core's classes, the same on the CPU.
 
-``as_a_gpu`` makes tensors of the CPU count as being on a GPU for the modules that ask.
+The stand-ins read and write at the addresses that they are given. ``as_a_gpu`` makes tensors of the
+CPU count as being on a GPU for the modules that ask.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import llava_fa
 from llava_fa import _core
+
+without_gpu = pytest.mark.skipif(
+    llava_fa.cuda_available(), reason="a GPU can be used here; tests/cuda tests it"
+)
+
+
+def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return always the same random one."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 class Stream:

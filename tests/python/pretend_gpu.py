@@ -53,7 +53,7 @@ class Distant(torch.Tensor):
         return f"Distant({self.held})"
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:
         """The GPU, as Python sees it; torch's own dispatch takes the tensor for one of the CPU."""
         return GPU
 

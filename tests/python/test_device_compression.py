@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_stand_ins import Compressor, as_a_gpu
+from core_stand_ins import Compressor, as_a_gpu, weight, without_gpu
 from pretend_gpu import pretend_gpu
 from torch import Tensor
 
@@ -31,10 +31,6 @@ from llava_fa.cli import main
 from llava_fa.device_compression import compression_device
 from llava_fa.matrix import core_options
 
-without_gpu = pytest.mark.skipif(
-    llava_fa.cuda_available(), reason="a GPU can be used here; tests/cuda tests it"
-)
-
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -43,10 +39,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(_core, "DeviceCompressor", Compressor)
     as_a_gpu(monkeypatch, "llava_fa.matrix")
     return Compressor.calls
-
-
-def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 class TestWeights:

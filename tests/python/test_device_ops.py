@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from core_stand_ins import Stream, as_a_gpu, without_gpu
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -29,10 +29,6 @@ from llava_fa.nn import FourierLinear
 
 SHAPE = (30, 22)
 CUDA_PART = Path(llava_fa.__file__).with_name("libllava_fa_cuda.so")
-
-without_gpu = pytest.mark.skipif(
-    llava_fa.cuda_available(), reason="a GPU can be used here; tests/cuda tests it"
-)
 
 
 def layer() -> FourierLinear:
@@ -66,14 +62,9 @@ class Launches:
         self.calls.append(arguments)
 
 
-class Stream:
-    cuda_stream = 7
-
-
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
-    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    as_a_gpu(monkeypatch)
     return Launches()
 
 

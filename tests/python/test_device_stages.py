@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from core_stand_ins import Stages, as_a_gpu
+from core_stand_ins import Stages, as_a_gpu, weight, without_gpu
 from pretend_gpu import pretend_gpu
 from torch import Tensor
 
@@ -30,10 +30,6 @@ from llava_fa import (
 from llava_fa.error_model import profile_matrix
 from llava_fa.nn import FourierLinear
 from llava_fa.output_error import output_noise_gain
-
-without_gpu = pytest.mark.skipif(
-    llava_fa.cuda_available(), reason="a GPU can be used here; tests/cuda tests it"
-)
 
 CODES = [
     ("ring", 5, 0),
@@ -54,10 +50,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, dict[str,
     device_stages._planned.cache_clear()
     yield Stages.calls
     device_stages._planned.cache_clear()
-
-
-def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def spectrum(*shape: int, dtype: torch.dtype = torch.complex64) -> Tensor:

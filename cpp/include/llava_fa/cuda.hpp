@@ -157,7 +157,7 @@ class Stages {
   // rank, as a Compressor's; and for transforms that are too long for shared memory up to 256 pairs
   // of buffers.
   Index workspace_bytes() const;
-  // Bytes that dense() needs: about 4 per weight, and for such transforms as much.
+  // Bytes that dense() needs: about 4 per weight, and the buffers of such transforms.
   Index dense_workspace_bytes() const;
 
   // As llava_fa::diagonal_scales() of the weight's energies; moments are in the host's memory.

@@ -1,5 +1,5 @@
-// Codes of a spectrum in device memory as a sequence of kernels, with error feedback or without.
-// Twin of ../code_book.cpp.
+// Codes of a spectrum in device memory as a sequence of kernels, with error feedback or without,
+// and codes decoded. Twin of ../code_book.cpp.
 #pragma once
 
 #include <algorithm>
@@ -74,6 +74,25 @@ class EncodingPipeline {
     memory_.queue().launch(kernel, plan_.half_rows(), 1, 0);
     return {plan_.half_rows(), plan_.cols(), plan_.code_bits(),
             memory_.download(kernel.packed, plan_.packed_bytes()), encoded.row_scale};
+  }
+
+  // Codes as they are stored, in device memory, and binary16 row scales to values (half rows,
+  // cols). In a layout that has room for the scales: of single stages, or of decoding.
+  void decode(const void* codes, std::span<const std::uint16_t> row_scale, Complex* values) {
+    std::vector<float> scales;
+    for (const std::uint16_t scale : row_scale) scales.push_back(half_to_float(scale));
+    const CodedRows matrix = {static_cast<const std::uint8_t*>(codes),
+                              memory_.upload(std::span<const float>(scales), layout_.row_scale),
+                              plan_.half_rows(),
+                              plan_.cols(),
+                              packed_row_bytes(plan_.cols(), plan_.code_bits()),
+                              plan_.code_bits()};
+    const bool is_trellis = plan_.codec() == Codec::trellis;
+    const DecodeRows kernel = {
+        matrix, table(),
+        is_trellis ? constant<std::uint8_t>(plan_.places().code_of_stored) : nullptr,
+        plan_.state_bits(), values};
+    memory_.queue().launch(kernel, plan_.half_rows(), 1, 0);
   }
 
   // What is left of a row's energy when its points are decoded with a scale.
