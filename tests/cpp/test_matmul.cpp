@@ -89,6 +89,30 @@ TEST_CASE("every code is multiplied at both precisions, for sizes around the til
   }
 }
 
+TEST_CASE("blocks of every code are multiplied with many activations, wherever they end") {
+  struct Shape {
+    Index m, n, batch;
+  };
+  // Rows around panels of 64 rows of the half spectrum, columns around blocks of 64 slots, and
+  // activations around tiles of six and 192 that are multiplied at once.
+  for (const auto [m, n, batch] :
+       {Shape{7, 1, 17}, Shape{7, 2, 18}, Shape{61, 3, 19}, Shape{127, 127, 23},
+        Shape{128, 128, 24}, Shape{158, 130, 11}, Shape{253, 259, 12}, Shape{40, 33, 199}}) {
+    for (const Codec codec : {Codec::uniform, Codec::product, Codec::ring, Codec::trellis}) {
+      const int most_bits = codec == Codec::trellis ? kMaxTrellisCodeBits : kMaxCodeBits;
+      for (int code_bits = kMinCodeBits; code_bits <= most_bits; ++code_bits) {
+        CAPTURE(m);
+        CAPTURE(n);
+        CAPTURE(batch);
+        CAPTURE(codec_name(codec));
+        CAPTURE(code_bits);
+        const PackedMatrix packed = compressed(m, n, codec, code_bits);
+        CHECK(relative_error(packed, reference::gaussian(batch, n, 68), Precision::half) <= 1e-5);
+      }
+    }
+  }
+}
+
 TEST_CASE("trellis products go around in every segment, wherever its panels end") {
   // 512 rows of the half spectrum, two segments; 514, whose last panel is shorter than a state;
   // 551.
@@ -101,6 +125,7 @@ TEST_CASE("trellis products go around in every segment, wherever its panels end"
       CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
       CHECK(relative_error(packed, x, Precision::half) <=
             half_tolerance(Codec::trellis, code_bits));
+      CHECK(relative_error(packed, reference::gaussian(7, 40, 69), Precision::single) <= 1e-5);
     }
   }
 }
@@ -114,6 +139,7 @@ TEST_CASE("trellis states are multiplied, however many codes they hold") {
       REQUIRE(effective_state_bits(64, code_bits, state_bits) == state_bits);
       const reference::Dense x = reference::gaussian(1, 9, 67);
       CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
+      CHECK(relative_error(packed, reference::gaussian(7, 9, 70), Precision::single) <= 1e-5);
       CHECK(relative_error(packed, x, Precision::half) <=
             half_tolerance(Codec::trellis, code_bits));
     }

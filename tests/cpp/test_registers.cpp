@@ -1,5 +1,5 @@
 // The vocabulary of vector registers does what registers.hpp says, number by number. A program of
-// its own, as it needs the compiler flags of the fastest CPU variant.
+// its own for every CPU variant that has some, as it needs the variant's compiler flags.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "cpu/registers.hpp"
 
@@ -17,7 +17,7 @@
 namespace llava_fa::cpu {
 namespace {
 
-constexpr int kHalf = 16;  // bytes
+constexpr int kPart = 16;  // bytes
 constexpr int kTrials = 200;
 
 template <class Number>
@@ -183,21 +183,21 @@ TEST_CASE("a field is found in its table, and is zero in the others") {
   }
 }
 
-// interleave(a, b) takes numbers in turn from place `from` of each half of a and of b.
+// interleave(a, b) takes numbers in turn from place `from` of each part of a and of b.
 template <class Number>
 void check_interleave(Register (*interleave)(Register, Register), bool high) {
-  constexpr std::size_t kNumbers = kHalf / sizeof(Number);
+  constexpr std::size_t kNumbers = kPart / sizeof(Number);
   Source source;
   const auto a = source.any<Number>(), b = source.any<Number>();
   const auto result = numbers<Number>(interleave(load(a), load(b)));
   for (std::size_t i = 0; i < a.size(); ++i) {
-    const std::size_t half = i / kNumbers * kNumbers;
-    const std::size_t from = half + i % kNumbers / 2 + (high ? kNumbers / 2 : 0);
+    const std::size_t part = i / kNumbers * kNumbers;
+    const std::size_t from = part + i % kNumbers / 2 + (high ? kNumbers / 2 : 0);
     CHECK(result[i] == (i % 2 == 0 ? a[from] : b[from]));
   }
 }
 
-TEST_CASE("numbers are interleaved within halves") {
+TEST_CASE("numbers are interleaved within parts of sixteen bytes") {
   check_interleave<U8>(interleave_low8, false);
   check_interleave<U8>(interleave_high8, true);
   check_interleave<U16>(interleave_low16, false);
@@ -251,6 +251,7 @@ TEST_CASE("floats are the compiler's") {
   const auto added = floats(multiply_add(x, y, z)), subtracted = floats(subtract_product(x, y, z));
   const auto rounded = numbers<I32>(to_nearest(x));
   const auto converted = floats(to_float(to_nearest(x))), bits = floats(as_floats(load(a)));
+  const auto bytes = numbers<float>(as_bytes(x));
   for (std::size_t i = 0; i < a.size(); ++i) {
     CHECK(sums[i] == a[i] + b[i]);
     CHECK(products[i] == a[i] * b[i]);
@@ -260,62 +261,67 @@ TEST_CASE("floats are the compiler's") {
     CHECK(rounded[i] == static_cast<I32>(std::nearbyint(a[i])));
     CHECK(converted[i] == std::nearbyint(a[i]));
     CHECK(bits[i] == a[i]);
+    CHECK(bytes[i] == a[i]);
   }
-  const Numbers<float> halves = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 3.5f, -3.5f};
-  const auto even = numbers<I32>(to_nearest(load_floats(halves.data())));
-  CHECK(even == Numbers<I32>{0, 2, 2, 0, -2, -2, 4, -4});
-}
-
-// narrow(a, b) holds those of a, then those of b.
-template <class Wide, class Narrow>
-void check_narrow(Register (*narrow)(Register, Register)) {
-  using Limits = std::numeric_limits<Narrow>;
-  Source source;
-  for (int trial = 0; trial < kTrials; ++trial) {
-    const auto a = source.within<Wide>(Limits::min(), Limits::max());
-    const auto b = source.within<Wide>(Limits::min(), Limits::max());
-    const auto result = numbers<Narrow>(narrow(load(a), load(b)));
-    for (std::size_t i = 0; i < a.size(); ++i) {
-      REQUIRE(result[i] == a[i]);
-      REQUIRE(result[a.size() + i] == b[i]);
+  constexpr float kHalves[] = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 3.5f, -3.5f};
+  constexpr I32 kEven[] = {0, 2, 2, 0, -2, -2, 4, -4};
+  for (int i = 0; i < 8; ++i) {
+    for (const I32 rounded : numbers<I32>(to_nearest(all_floats(kHalves[i])))) {
+      CHECK(rounded == kEven[i]);
     }
   }
 }
 
-TEST_CASE("narrowing keeps the order") {
-  check_narrow<I32, I16>(narrow_signed32);
-  check_narrow<I32, U16>(narrow32);
-  check_narrow<I16, U8>(narrow16);
+template <int kPlanes>
+void check_planes() {
+  constexpr Index kRegisters = kPart * sizeof(U32) / kVectorRows;
+  Source source;
+  Register numbers_of[kRegisters];
+  std::array<U32, kPart> values;
+  for (Index i = 0; i < kRegisters; ++i) {
+    const auto some = source.any<U32>();
+    std::copy(some.begin(), some.end(), values.begin() + i * static_cast<Index>(some.size()));
+    numbers_of[i] = load(some);
+  }
+  std::array<U8, kPlanes * kPart + 1> planes;
+  planes.back() = 77;
+  split_bytes<kPlanes>(numbers_of, planes.data());
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    for (int i = 0; i < kPart; ++i) {
+      CHECK(planes[plane * kPart + i] == static_cast<U8>(values[i] >> (8 * plane)));
+    }
+  }
+  CHECK(planes.back() == 77);
 }
 
-TEST_CASE("floats are split in planes of bytes, and pairs in their parts") {
+TEST_CASE("the lowest bytes of sixteen numbers are split in planes") {
+  check_planes<2>();
+  check_planes<3>();
+  check_planes<4>();
+}
+
+TEST_CASE("pairs of floats are split in their parts") {
   Source source;
   const auto first = source.normal(), second = source.normal();
-  const Floats values[2] = {load_floats(first.data()), load_floats(second.data())};
-  std::uint8_t planes[4][16];
-  split_bytes(values, planes);
-  for (std::size_t i = 0; i < 16; ++i) {
-    std::uint8_t bytes[4];
-    for (int plane = 0; plane < 4; ++plane) bytes[plane] = planes[plane][i];
-    float value;
-    std::memcpy(&value, bytes, sizeof value);
-    CHECK(value == (i < 8 ? first[i] : second[i - 8]));
-  }
+  std::array<float, 2 * kFloats> both;
+  std::copy(first.begin(), first.end(), both.begin());
+  std::copy(second.begin(), second.end(), both.begin() + kFloats);
   Floats even, odd;
-  split_pairs(values[0], values[1], even, odd);
+  split_pairs(load_floats(first.data()), load_floats(second.data()), even, odd);
   const auto evens = floats(even), odds = floats(odd);
-  for (std::size_t i = 0; i < 8; ++i) {
-    const auto& source_of = i < 4 ? first : second;
-    CHECK(evens[i] == source_of[2 * i % 8]);
-    CHECK(odds[i] == source_of[2 * i % 8 + 1]);
+  for (std::size_t i = 0; i < evens.size(); ++i) {
+    CHECK(evens[i] == both[2 * i]);
+    CHECK(odds[i] == both[2 * i + 1]);
   }
 }
 
 TEST_CASE("loads and stores touch what they say") {
   Source source;
   const auto a = source.normal();
-  const auto pairs = floats(load_pairs(&a[5], &a[0], &a[3], &a[0]));
-  CHECK(pairs == Numbers<float>{a[5], a[6], a[0], a[1], a[3], a[4], a[0], a[1]});
+  std::array<U16, kFloats / 2> index;
+  for (Index i = 0; i < kFloats / 2; ++i) index[i] = static_cast<U16>(3 * i % (kFloats / 2));
+  const auto pairs = floats(load_pairs(a.data(), index.data()));
+  for (Index i = 0; i < kFloats; ++i) CHECK(pairs[i] == a[2 * index[i / 2] + i % 2]);
 
   const auto bytes = source.any<U8>();
   std::array<U16, kVectorRows> words;
@@ -327,11 +333,6 @@ TEST_CASE("loads and stores touch what they say") {
   CHECK(std::equal(bytes.begin(), bytes.end(), place.begin() + 1));
   CHECK(place.front() == 0);
   CHECK(place.back() == 0);
-
-  std::array<U8, kVectorRows> half = {};
-  store_first_half(half.data(), load(bytes));
-  CHECK(std::equal(half.begin(), half.begin() + kHalf, bytes.begin()));
-  CHECK(std::all_of(half.begin() + kHalf, half.end(), [](U8 byte) { return byte == 0; }));
 }
 
 }  // namespace llava_fa::cpu

@@ -49,11 +49,18 @@ bool ring_products_apply(const CodedMatrix& matrix);
 void multiply_rings(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                     VectorSpan y);
 
-// Trellis products (trellis_product.cpp): states of 32 rows become points by look-ups in registers,
-// which are multiplied with x in float32 or, at half precision, as integers. Expects that x is a
-// spectrum of real values: x[n - l] is the conjugate of x[l]. Relative error about 1e-6, or 4e-4.
+// Trellis products (trellis_product.cpp): states of many rows become points by look-ups in
+// registers, which are multiplied with x in float32 or, at half precision, as integers. Expects
+// that x is a spectrum of real values: x[n - l] is the conjugate of x[l]. Relative error about
+// 1e-6, or 4e-4.
 void multiply_trellis(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                       VectorSpan y);
+
+// Block products with many vectors (block_product.hpp), for which columns l and n - l meet one
+// entry of a half spectrum. Relative error about 1e-6.
+bool blocks_apply(const CodedMatrix& matrix);
+void multiply_blocks(const CodedMatrix& matrix, const ComplexMatrix& half, int threads,
+                     ComplexMatrix& y);
 
 #endif
 

@@ -17,7 +17,9 @@ inline constexpr Index kTableSize = 16;
 struct Halves {
   Register low, high;
 };
-inline Halves halves_of(Register bytes) { return {low_halves(bytes), high_halves(bytes)}; }
+[[gnu::always_inline]] inline Halves halves_of(Register bytes) {
+  return {low_halves(bytes), high_halves(bytes)};
+}
 
 class HalfTables {
  public:
@@ -26,7 +28,7 @@ class HalfTables {
   explicit HalfTables(const Bytes& bytes)
       : low_(load_table(bytes[0])), high_(load_table(bytes[1])) {}
 
-  Register look_up(Halves halves) const {
+  [[gnu::always_inline]] Register look_up(Halves halves) const {
     return table_entries(low_, halves.low) ^ table_entries(high_, halves.high);
   }
 

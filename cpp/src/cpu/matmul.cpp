@@ -1,5 +1,5 @@
-// CPU side of the packed product: which kernel multiplies codes with one vector, and complex rows
-// to rows of the real Fourier basis for many.
+// CPU side of the packed product: which kernel multiplies codes with one vector or with many, and
+// complex rows to rows of the real Fourier basis, for codes that no other kernel takes.
 //
 // With H_l, l = 0 .. n/2, the half spectrum of the activations, columns l and n - l of a complex
 // row combine to
@@ -144,6 +144,9 @@ void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Ind
 
 void CpuBackend::multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half,
                                        int threads, ComplexMatrix& y) const {
+#if defined(LLAVA_FA_HAS_REGISTERS)
+  if (blocks_apply(matrix)) return multiply_blocks(matrix, half, threads, y);
+#endif
   const Index n = matrix.cols, width = 2 * half.rows(), batch = half.cols();
   const Index most_rows = decoded_rows(matrix.rows), items = ceil_div(matrix.rows, most_rows);
   const double nanoseconds = kNanosecondsPerPoint + kNanosecondsPerProduct * double(batch);
@@ -163,11 +166,13 @@ void CpuBackend::multiply_half_spectra(const CodedMatrix& matrix, const ComplexM
 
 Index CpuBackend::most_vectors(const CodedMatrix& matrix, Precision asked) const {
   const Precision precision = precision_for(matrix, asked);
+  const bool half = precision == Precision::half;
   switch (kernel_for(matrix, precision)) {
-    case Kernel::points: return 4;
-    case Kernel::rings:
-    case Kernel::trellis: return precision == Precision::half ? 16 : 12;
-    default: return 16;
+    case Kernel::tables: return matrix.code_bits() > 4 ? 2 : half ? 10 : 7;
+    case Kernel::turns: return 5;
+    case Kernel::rings: return half ? 4 : 2;
+    case Kernel::trellis: return half ? 3 : 2;
+    default: return 4;
   }
 }
 

@@ -36,15 +36,18 @@ inline Complex multiply_row(const std::uint16_t* index, Index count, const float
   Floats by_real = all_floats(0.0f), by_imag = all_floats(0.0f);
   Index l = 0;
   for (; l + kPointsAtOnce <= count; l += kPointsAtOnce) {
-    const Floats points = load_points(pairs, index + l);
+    const Floats points = load_pairs(pairs, index + l);
     by_real = multiply_add(points, load_floats(x.real.data() + 2 * l), by_real);
     by_imag = multiply_add(points, load_floats(x.imag.data() + 2 * l), by_imag);
   }
-  alignas(32) float r[8], i[8];
+  alignas(64) float r[kFloats], i[kFloats];
   store_floats(r, by_real);
   store_floats(i, by_imag);
-  Complex sum = {(r[0] - i[1]) + (r[2] - i[3]) + (r[4] - i[5]) + (r[6] - i[7]),
-                 (r[1] + i[0]) + (r[3] + i[2]) + (r[5] + i[4]) + (r[7] + i[6])};
+  Complex sum = {};
+  for (Index pair = 0; pair < kFloats; pair += 2) {
+    sum.real += r[pair] - i[pair + 1];
+    sum.imag += r[pair + 1] + i[pair];
+  }
   for (; l < count; ++l) {
     const float *point = pairs + 2 * index[l], re = x.plain.real[l], im = x.plain.imag[l];
     sum.real += point[0] * re - point[1] * im;

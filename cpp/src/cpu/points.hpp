@@ -40,13 +40,7 @@ class PointIndexes {
 
 #if defined(LLAVA_FA_HAS_REGISTERS)
 
-inline constexpr Index kPointsAtOnce = 4;
-
-// Four points, real and imaginary parts in turn.
-inline Floats load_points(const float* pairs, const std::uint16_t* index) {
-  return load_pairs(pairs + 2 * index[0], pairs + 2 * index[1], pairs + 2 * index[2],
-                    pairs + 2 * index[3]);
-}
+inline constexpr Index kPointsAtOnce = kFloats / 2;  // real and imaginary parts in turn
 
 #endif
 
@@ -57,8 +51,8 @@ inline void decode_points(const std::uint16_t* index, Index count, const float* 
 #if defined(LLAVA_FA_HAS_REGISTERS)
   const Floats factor = all_floats(scale);
   for (; l + 2 * kPointsAtOnce <= count; l += 2 * kPointsAtOnce) {
-    const Floats first = load_points(pairs, index + l);
-    const Floats second = load_points(pairs, index + l + kPointsAtOnce);
+    const Floats first = load_pairs(pairs, index + l);
+    const Floats second = load_pairs(pairs, index + l + kPointsAtOnce);
     Floats re, im;
     split_pairs(first, second, re, im);
     store_floats(real + l, factor * re);

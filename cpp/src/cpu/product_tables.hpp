@@ -8,6 +8,7 @@
 #if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -30,24 +31,26 @@ struct ProductTable {
   alignas(64) float imag[kTableSize];
 };
 
+inline constexpr Index kSixteen = 16 / kFloats;  // registers of sixteen floats
+
 // Sixteen products in registers.
 struct Products {
-  Floats real[2];
-  Floats imag[2];
+  Floats real[kSixteen];
+  Floats imag[kSixteen];
 
   explicit Products(float all) {
-    for (int half = 0; half < 2; ++half) real[half] = imag[half] = all_floats(all);
+    for (Index part = 0; part < kSixteen; ++part) real[part] = imag[part] = all_floats(all);
   }
 
   void add(const ProductTable& points, float re, float im) {
     const Floats x = all_floats(re), y = all_floats(im);
-    for (int half = 0; half < 2; ++half) {
-      const Floats point_real = load_floats(points.real + 8 * half);
-      const Floats point_imag = load_floats(points.imag + 8 * half);
-      real[half] = multiply_add(point_real, x, real[half]);
-      real[half] = subtract_product(point_imag, y, real[half]);
-      imag[half] = multiply_add(point_real, y, imag[half]);
-      imag[half] = multiply_add(point_imag, x, imag[half]);
+    for (Index part = 0; part < kSixteen; ++part) {
+      const Floats point_real = load_floats(points.real + kFloats * part);
+      const Floats point_imag = load_floats(points.imag + kFloats * part);
+      real[part] = multiply_add(point_real, x, real[part]);
+      real[part] = subtract_product(point_imag, y, real[part]);
+      imag[part] = multiply_add(point_real, y, imag[part]);
+      imag[part] = multiply_add(point_imag, x, imag[part]);
     }
   }
 };
@@ -98,52 +101,53 @@ class FixedPointTables {
   }
 
  private:
-  static void write(const Floats (&values)[2], float inverse, std::int32_t bias,
+  static void write(const Floats (&values)[kSixteen], float inverse, std::int32_t bias,
                     std::uint8_t* planes) {
-    const auto fixed = [&](Floats eight) {
-      const Register rounded = to_nearest(eight * all_floats(inverse));
-      return add32(rounded, all32(bias));
-    };
-    const Register first = fixed(values[0]), second = fixed(values[1]);
-    if constexpr (kPlanes == 2) {
-      write_words(narrow_signed32(first, second), planes);
-    } else {
-      constexpr int kLow = 2 * kPlaneBits;
-      static_assert(kPlanes == 3 && kLow < 16);
-      const Register mask = all32((1 << kLow) - 1);
-      write_words(narrow32(first & mask, second & mask), planes);
-      const Register top =
-          narrow_signed32(shift_right_signed32(first, kLow), shift_right_signed32(second, kLow)) &
-          all16(255);
-      store_first_half(planes + 2 * kTableSize, narrow16(top, top));
+    Register fixed[kSixteen];
+    for (Index part = 0; part < kSixteen; ++part) {
+      fixed[part] = add32(to_nearest(values[part] * all_floats(inverse)), all32(bias));
+      if constexpr (kPlaneBits < 8) fixed[part] = spread(fixed[part]);
     }
+    split_bytes<kPlanes>(fixed, planes);
   }
 
-  // Two planes of sixteen words.
-  static void write_words(Register words, std::uint8_t* planes) {
-    constexpr int kLowBits = (1 << kPlaneBits) - 1;
-    const Register low = words & all16(kLowBits);
-    const Register high = shift_right_signed16(words, kPlaneBits) & all16(255);
-    store_bytes(planes, narrow16(low, high));
+  // The bits of every plane in a byte of their own.
+  static Register spread(Register numbers) {
+    for (int plane = 0; plane + 1 < kPlanes; ++plane) {
+      const Register upper = numbers & all32(-1 << (8 * plane + kPlaneBits));
+      numbers = (numbers ^ upper) | shift_left32(upper, 8 - kPlaneBits);
+    }
+    return numbers;
   }
 
   std::unique_ptr<std::uint8_t[]> bytes_;
   std::vector<float> steps_;
 };
 
-// Real and imaginary sums of 32 rows, eight rows per register in the kernel's own order.
+// Real and imaginary sums of kVectorRows rows, a byte of a register for each, in the kernel's own
+// order.
 using RowSums = Floats[2][4];
 
 // Which row each lane of RowSums holds.
-using RowOrder = std::uint8_t[kVectorRows];
+using RowOrder = std::array<std::uint8_t, kVectorRows>;
 
-// Words of rows {0-7, 16-23} and {8-15, 24-31}, real and imaginary parts.
+// That of sums whose register p holds rows first(p) + j step, j = 0 .. 3, of every sixteen.
+template <class First>
+constexpr RowOrder order_by_sixteen(First first, Index step) {
+  RowOrder order = {};
+  for (Index lane = 0; lane < kVectorRows; ++lane) {
+    const Index part = lane / kFloats, sixteen = lane % kFloats / 4, j = lane % 4;
+    order[lane] = static_cast<std::uint8_t>(16 * sixteen + first(part) + j * step);
+  }
+  return order;
+}
+
+// Words of the rows that interleave_low8 and interleave_high8 leave, real and imaginary parts.
 using WordSums = Register[2][2];
 
 // The lanes of RowSums after add_words.
-inline constexpr RowOrder kWordOrder = {0,  2,  4,  6,  16, 18, 20, 22, 1,  3,  5,
-                                        7,  17, 19, 21, 23, 8,  10, 12, 14, 24, 26,
-                                        28, 30, 9,  11, 13, 15, 25, 27, 29, 31};
+inline constexpr RowOrder kWordOrder =
+    order_by_sixteen([](Index part) { return 8 * (part / 2) + part % 2; }, 2);
 
 // sums += factor · words: part 0 and 1 of the sums have the even and the odd words of the first
 // half, 2 and 3 those of the second.
@@ -164,7 +168,7 @@ inline constexpr RowOrder kWordOrder = {0,  2,  4,  6,  16, 18, 20, 22, 1,  3,  
 }
 
 // sums += more.
-inline void add_sums(const RowSums& more, RowSums& sums) {
+[[gnu::always_inline]] inline void add_sums(const RowSums& more, RowSums& sums) {
   for (int component = 0; component < 2; ++component) {
     for (int part = 0; part < 4; ++part) {
       sums[component][part] = sums[component][part] + more[component][part];
@@ -172,13 +176,13 @@ inline void add_sums(const RowSums& more, RowSums& sums) {
   }
 }
 
-// y of 32 rows = factor · row scale · sums.
+// y of kVectorRows rows = factor · row scale · sums.
 inline void store_rows(const RowSums& sums, const RowOrder& order, float factor,
                        const CodedMatrix& matrix, Index first_row, VectorSpan y) {
-  alignas(32) float lanes[2][kVectorRows];
+  alignas(64) float lanes[2][kVectorRows];
   for (int component = 0; component < 2; ++component) {
     for (Index part = 0; part < 4; ++part) {
-      store_floats(lanes[component] + 8 * part, sums[component][part]);
+      store_floats(lanes[component] + kFloats * part, sums[component][part]);
     }
   }
   for (Index lane = 0; lane < kVectorRows; ++lane) {
@@ -191,7 +195,7 @@ inline void store_rows(const RowSums& sums, const RowOrder& order, float factor,
 }
 
 // body(begin, end, state) for blocks of rows, from multiples of block_rows on; but the few rows
-// that are left of 32, as the Nyquist row often is, are not worth a vector.
+// that are left of kVectorRows, as the Nyquist row often is, are not worth a vector.
 template <typename MakeState, typename Body>
 void for_row_blocks(const CodedMatrix& matrix, VectorView x, Index block_rows, int threads,
                     VectorSpan y, MakeState make_state, Body body) {
@@ -211,7 +215,7 @@ inline int product_threads(const CodedMatrix& matrix, int threads, double nanose
 }
 
 // All products of a matrix. `Kernel` has kOrder, tiles(), factor() and add_tile(codes, t, sums) for
-// 32 rows of tile t.
+// kVectorRows rows of tile t.
 template <typename Kernel>
 void multiply_panels(const Kernel& kernel, const CodedMatrix& matrix, VectorView x, int threads,
                      VectorSpan y) {

@@ -1,16 +1,17 @@
 // Vector registers of the products' kernels, in one vocabulary for all instruction sets that have
-// table look-ups in registers: x86-64-v3's and AArch64's, for which LLAVA_FA_HAS_REGISTERS is
-// defined. For others the kernels that need them are left out.
+// table look-ups in registers: x86-64-v3's and v4's and AArch64's, for which
+// LLAVA_FA_HAS_REGISTERS is defined. For others the kernels that need them are left out.
 //
-// A Register has 32 bytes, which functions take as numbers of 8, 16, 32 or 64 bits, as their names
-// say; Floats are eight numbers of float32. What moves numbers to other places, as interleaving
-// does, works within each half of 16 bytes, unless it says "in order".
+// A Register has kVectorRows bytes, 64 for x86-64-v4 and 32 else, which functions take as numbers
+// of 8, 16, 32 or 64 bits, as their names say; Floats are kFloats numbers of float32. What moves
+// numbers to other places, as interleaving does, works within each part of 16 bytes, unless it says
+// "in order".
 //
-//   load_bytes, store_bytes         32 bytes at any address; store_first_half: 16
-//   load_table(table)               16 bytes, in both halves
+//   load_bytes, store_bytes         a register at any address
+//   load_table(table)               16 bytes, in all parts
 //   all8, ..., all64, all_floats    one number everywhere
-//   load_floats, store_floats       eight floats at any address
-//   as_floats(bits)                 the same bits
+//   load_floats, store_floats       kFloats floats at any address
+//   as_floats(bits), as_bytes       the same bits
 //   a & b, a | b, a ^ b             bit by bit; a + b, a * b, -a of Floats
 //   add8, add16, add32, sub8, ...   modulo 2^8, 2^16, 2^32
 //   shift_left16, shift_right16 ... by one count for all; zeros, or the sign, move in
@@ -20,7 +21,7 @@
 //   table_index(fields)             index of the low four bits of fields below 128
 //   table_index(fields, j)          index in the j-th of up to four tables that follow each other,
 //                                   of fields below 64; those of another table will give zero
-//   interleave_low8(a, b), ...      a0 b0 a1 b1 ... of the lower (upper) numbers of each half
+//   interleave_low8(a, b), ...      a0 b0 a1 b1 ... of the lower (upper) numbers of each part
 //   multiply_rounded16(a, b)        the integers nearest to a b / 2^15, halves rounded up; not both
 //                                   may be -2^15
 //   pair_sums8(a, b)                16 bits, which must hold them: a0 b0 + a1 b1, ..., a without
@@ -29,19 +30,22 @@
 //   even_words, odd_words           32 bits of every second number of 16 bits with sign
 //   low_halves, high_halves         the lower and the upper four bits of bytes
 //   to_float, to_nearest            between numbers of 32 bits, which must hold them, and Floats
-//   narrow_signed32(a, b)           in order: those of a, then of b, in half as many bits, which
-//                                   must hold them; narrow32 and narrow16 likewise, without sign
-//   split_bytes(values, planes)     in order: plane p has byte p of sixteen floats
+//   split_bytes<n>(numbers, planes) in order: the lowest n bytes of sixteen numbers of 32 bits, in
+//   n
+//                                   planes of sixteen bytes
 //   split_pairs(a, b, even, odd)    in order: every second float of a, then b, from the first one
 //                                   on; from the second one on
-//   load_pairs(a, b, c, d)          two floats from each address
-//   store_widened8(place, a)        in order: 32 numbers without sign as 16 bits each
+//   load_pairs(pairs, index)        kFloats / 2 pairs of floats, those that the indexes tell
+//   store_widened8(place, a)        in order: kVectorRows numbers without sign as 16 bits each
 //   multiply_add(a, b, c)           a b + c, rounded once; subtract_product: c - a b
 //
 // All are inlined by force: where GCC stops by itself, kernels keep their sums in memory.
 #pragma once
 
-#if defined(__AVX2__)
+#if defined(__AVX512BW__) && defined(__AVX512DQ__)
+#include "registers_avx512.hpp"
+#define LLAVA_FA_HAS_REGISTERS
+#elif defined(__AVX2__)
 #include "registers_avx2.hpp"
 #define LLAVA_FA_HAS_REGISTERS
 #elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
@@ -53,7 +57,8 @@
 
 namespace llava_fa::cpu {
 
-inline constexpr Index kVectorRows = 32;  // bytes of a register, one per row
+inline constexpr Index kVectorRows = sizeof(Register);  // a byte for each
+inline constexpr Index kFloats = sizeof(Floats) / sizeof(float);
 
 [[gnu::always_inline]] inline Register low_halves(Register bytes) { return bytes & all8(15); }
 [[gnu::always_inline]] inline Register high_halves(Register bytes) {

@@ -19,9 +19,6 @@ using Floats = __m256;     // so are +, * and unary -
 [[gnu::always_inline]] inline void store_bytes(void* place, Register bytes) {
   _mm256_storeu_si256(static_cast<__m256i*>(place), bytes);
 }
-[[gnu::always_inline]] inline void store_first_half(void* place, Register bytes) {
-  _mm_storeu_si128(static_cast<__m128i*>(place), _mm256_castsi256_si128(bytes));
-}
 [[gnu::always_inline]] inline Register load_table(const std::uint8_t* table) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
 }
@@ -129,6 +126,9 @@ using Floats = __m256;     // so are +, * and unary -
   _mm256_storeu_ps(place, values);
 }
 [[gnu::always_inline]] inline Floats as_floats(Register bits) { return _mm256_castsi256_ps(bits); }
+[[gnu::always_inline]] inline Register as_bytes(Floats values) {
+  return _mm256_castps_si256(values);
+}
 [[gnu::always_inline]] inline Floats to_float(Register a) { return _mm256_cvtepi32_ps(a); }
 [[gnu::always_inline]] inline Register to_nearest(Floats a) { return _mm256_cvtps_epi32(a); }
 [[gnu::always_inline]] inline Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -138,38 +138,22 @@ using Floats = __m256;     // so are +, * and unary -
   return _mm256_fnmadd_ps(a, b, c);
 }
 
-// What works within halves leaves their lower numbers of a and b before their upper ones.
-[[gnu::always_inline]] inline Register in_order(Register a) {
-  return _mm256_permute4x64_epi64(a, 0xd8);
-}
-[[gnu::always_inline]] inline Register narrow_signed32(Register a, Register b) {
-  return in_order(_mm256_packs_epi32(a, b));
-}
-[[gnu::always_inline]] inline Register narrow32(Register a, Register b) {
-  return in_order(_mm256_packus_epi32(a, b));
-}
-[[gnu::always_inline]] inline Register narrow16(Register a, Register b) {
-  return in_order(_mm256_packus_epi16(a, b));
-}
-
-[[gnu::always_inline]] inline void split_bytes(const Floats (&values)[2],
-                                               std::uint8_t (&planes)[4][16]) {
+template <int kPlanes>
+[[gnu::always_inline]] inline void split_bytes(const Register (&numbers)[2], std::uint8_t* planes) {
   const __m256i in_half = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-  const auto eight_each = [&](Floats eight) {
-    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_castps_si256(eight), in_half),
+  const auto eight_each = [&](Register eight) {
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(eight, in_half),
                                        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   };
-  const __m256i first = eight_each(values[0]), second = eight_each(values[1]);
-  const auto store = [&](int plane, __m128i bytes) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(planes[plane]), bytes);
-  };
+  const __m256i first = eight_each(numbers[0]), second = eight_each(numbers[1]);
   const __m256i even = _mm256_unpacklo_epi64(first, second);
   const __m256i odd = _mm256_unpackhi_epi64(first, second);
-  store(0, _mm256_castsi256_si128(even));
-  store(1, _mm256_castsi256_si128(odd));
-  store(2, _mm256_extracti128_si256(even, 1));
-  store(3, _mm256_extracti128_si256(odd, 1));
+  const __m128i all[] = {_mm256_castsi256_si128(even), _mm256_castsi256_si128(odd),
+                         _mm256_extracti128_si256(even, 1), _mm256_extracti128_si256(odd, 1)};
+  for (int plane = 0; plane < kPlanes; ++plane) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(planes + 16 * plane), all[plane]);
+  }
 }
 
 [[gnu::always_inline]] inline void split_pairs(Floats a, Floats b, Floats& even, Floats& odd) {
@@ -180,14 +164,13 @@ using Floats = __m256;     // so are +, * and unary -
   odd = ordered(_mm256_shuffle_ps(a, b, 0xdd));
 }
 
-[[gnu::always_inline]] inline Floats load_pairs(const float* a, const float* b, const float* c,
-                                                const float* d) {
-  const auto pair = [](const float* place) {
+[[gnu::always_inline]] inline Floats load_pairs(const float* pairs, const std::uint16_t* index) {
+  const auto pair = [&](Index i) {
     double both;  // of which no arithmetic is done
-    std::memcpy(&both, place, sizeof both);
+    std::memcpy(&both, pairs + 2 * index[i], sizeof both);
     return both;
   };
-  return _mm256_castpd_ps(_mm256_setr_pd(pair(a), pair(b), pair(c), pair(d)));
+  return _mm256_castpd_ps(_mm256_setr_pd(pair(0), pair(1), pair(2), pair(3)));
 }
 
 [[gnu::always_inline]] inline void store_widened8(std::uint16_t* place, Register a) {

@@ -52,9 +52,6 @@ template <class Function, class... Values>
   vst1q_u8(bytes, a.half[0]);
   vst1q_u8(bytes + 16, a.half[1]);
 }
-[[gnu::always_inline]] inline void store_first_half(void* place, Register a) {
-  vst1q_u8(static_cast<std::uint8_t*>(place), a.half[0]);
-}
 [[gnu::always_inline]] inline Register load_table(const std::uint8_t* table) {
   const uint8x16_t bytes = vld1q_u8(table);
   return {{bytes, bytes}};
@@ -210,6 +207,9 @@ template <class Function, class... Values>
 [[gnu::always_inline]] inline Floats as_floats(Register bits) {
   return {{vreinterpretq_f32_u8(bits.half[0]), vreinterpretq_f32_u8(bits.half[1])}};
 }
+[[gnu::always_inline]] inline Register as_bytes(Floats values) {
+  return {{vreinterpretq_u8_f32(values.half[0]), vreinterpretq_u8_f32(values.half[1])}};
+}
 [[gnu::always_inline]] inline Floats to_float(Register a) {
   return {{vcvtq_f32_s32(vreinterpretq_s32_u8(a.half[0])),
            vcvtq_f32_s32(vreinterpretq_s32_u8(a.half[1]))}};
@@ -234,35 +234,13 @@ template <class Function, class... Values>
   return halves_float([](auto x, auto y, auto z) { return vfmsq_f32(z, x, y); }, a, b, c);
 }
 
-[[gnu::always_inline]] inline Register narrow_signed32(Register a, Register b) {
-  const auto narrowed = [](const Register& x) {
-    return vreinterpretq_u8_s16(vcombine_s16(vqmovn_s32(vreinterpretq_s32_u8(x.half[0])),
-                                             vqmovn_s32(vreinterpretq_s32_u8(x.half[1]))));
-  };
-  return {{narrowed(a), narrowed(b)}};
-}
-[[gnu::always_inline]] inline Register narrow32(Register a, Register b) {
-  const auto narrowed = [](const Register& x) {
-    return vreinterpretq_u8_u16(vcombine_u16(vqmovun_s32(vreinterpretq_s32_u8(x.half[0])),
-                                             vqmovun_s32(vreinterpretq_s32_u8(x.half[1]))));
-  };
-  return {{narrowed(a), narrowed(b)}};
-}
-[[gnu::always_inline]] inline Register narrow16(Register a, Register b) {
-  const auto narrowed = [](const Register& x) {
-    return vcombine_u8(vqmovun_s16(vreinterpretq_s16_u8(x.half[0])),
-                       vqmovun_s16(vreinterpretq_s16_u8(x.half[1])));
-  };
-  return {{narrowed(a), narrowed(b)}};
-}
-
-[[gnu::always_inline]] inline void split_bytes(const Floats (&values)[2],
-                                               std::uint8_t (&planes)[4][16]) {
-  float sixteen[16];
-  store_floats(sixteen, values[0]);
-  store_floats(sixteen + 8, values[1]);
-  const uint8x16x4_t bytes = vld4q_u8(reinterpret_cast<const std::uint8_t*>(sixteen));
-  for (int plane = 0; plane < 4; ++plane) vst1q_u8(planes[plane], bytes.val[plane]);
+template <int kPlanes>
+[[gnu::always_inline]] inline void split_bytes(const Register (&numbers)[2], std::uint8_t* planes) {
+  std::uint8_t sixteen[64];
+  store_bytes(sixteen, numbers[0]);
+  store_bytes(sixteen + 32, numbers[1]);
+  const uint8x16x4_t all = vld4q_u8(sixteen);
+  for (int plane = 0; plane < kPlanes; ++plane) vst1q_u8(planes + 16 * plane, all.val[plane]);
 }
 
 [[gnu::always_inline]] inline void split_pairs(Floats a, Floats b, Floats& even, Floats& odd) {
@@ -270,9 +248,9 @@ template <class Function, class... Values>
   odd = {{vuzp2q_f32(a.half[0], a.half[1]), vuzp2q_f32(b.half[0], b.half[1])}};
 }
 
-[[gnu::always_inline]] inline Floats load_pairs(const float* a, const float* b, const float* c,
-                                                const float* d) {
-  return {{vcombine_f32(vld1_f32(a), vld1_f32(b)), vcombine_f32(vld1_f32(c), vld1_f32(d))}};
+[[gnu::always_inline]] inline Floats load_pairs(const float* pairs, const std::uint16_t* index) {
+  const auto pair = [&](Index i) { return vld1_f32(pairs + 2 * index[i]); };
+  return {{vcombine_f32(pair(0), pair(1)), vcombine_f32(pair(2), pair(3))}};
 }
 
 [[gnu::always_inline]] inline void store_widened8(std::uint16_t* place, Register a) {

@@ -1,10 +1,9 @@
-// Ring products: 16 rings of 16 phases, odd rings turned by half a phase. A code has a sign (bit
-// 7), a ring (bits 6 to 3) and a phase (bits 2 to 0); its point is ± radius[ring] · exp(πiu / 16),
-// where u = 2 · phase + ring mod 2, so that bits 3 to 0 tell u.
+// Ring products: 16 rings of 16 phases (ring_codes.hpp).
 //
 // At half precision:
 // 1. Per column, the products of x with the sixteen exp(πiu / 16) in fixed point.
-// 2. Per 32 rows and column: signed radii and products are looked up in registers, multiplied and
+// 2. Per column and register of rows: signed radii and products are looked up in registers,
+// multiplied and
 //    rounded to words, which a block of 16 columns cannot overflow.
 // 3. Per block the sums become float32.
 // At single precision radii and products are float32, looked up byte by byte.
@@ -14,41 +13,17 @@
 
 #include <array>
 #include <memory>
-#include <numbers>
 
+#include "float_tables.hpp"
 #include "parallel.hpp"
+#include "ring_codes.hpp"
 #include "word_tables.hpp"
 
 namespace llava_fa::cpu {
 namespace {
 
-constexpr Index kRings = 16, kPhases = 16;
 constexpr std::int32_t kMostRadius = 32767;  // to be divided by 2^15
 constexpr double kNanosecondsPerCode = 0.09;
-
-// exp(pi i u / 16) by the bits that tell u.
-ProductTable unit_points() {
-  ProductTable table;
-  for (Index bits = 0; bits < kTableSize; ++bits) {
-    const Index u = 2 * (bits % 8) + bits / 8;
-    const double angle = std::numbers::pi * static_cast<double>(u) / kPhases;
-    table.real[bits] = static_cast<float>(std::cos(angle));
-    table.imag[bits] = static_cast<float>(std::sin(angle));
-  }
-  return table;
-}
-
-struct RingCodes {
-  Register ring;
-  Register angle;     // the bits that tell u
-  Register negative;  // all ones where so
-};
-
-RingCodes read_codes(const std::uint8_t* codes) {
-  prefetch_codes(codes);
-  const Register bytes = load_bytes(codes), low_nibble = all8(15);
-  return {shift_right16(bytes, 3) & low_nibble, bytes & low_nibble, negative8(bytes)};
-}
 
 class WordRingProduct {
  public:
@@ -73,10 +48,10 @@ class WordRingProduct {
   }
 
  private:
-  // What the codes of one column say of 32 rows.
+  // What the codes of one column say of a register of rows.
   struct Column {
     Register angle;     // the bits that tell u
-    Register radii[2];  // signed words of rows {0-7, 16-23} and {8-15, 24-31}
+    Register radii[2];  // signed words of the rows {0-7, 16-23, ...} and {8-15, 24-31, ...}
   };
 
   // Half units more than an integer: the one's complement of the integer then has the same radius
@@ -89,7 +64,8 @@ class WordRingProduct {
   }
 
   Column read_column(const std::uint8_t* codes) const {
-    const RingCodes code = read_codes(codes);
+    prefetch_codes(codes);
+    const RingCodes code = split_codes(load_bytes(codes));
     const auto plane = [&](int b) {
       return table_entries(load_table(radii_[b]), code.ring) ^ code.negative;
     };
@@ -120,48 +96,15 @@ class WordRingProduct {
   alignas(16) std::uint8_t radii_[2][kRings];  // in planes of bytes
 };
 
-// Sixteen values of float32 in planes of bytes.
-class FloatTable {
- public:
-  void fill(const Floats (&values)[2]) { split_bytes(values, planes_); }
-
-  // Values of rows {0-3, 16-19}, {4-7, 20-23}, {8-11, 24-27} and {12-15, 28-31}, with the signs
-  // changed that are set in the bytes of `signs`.
-  void look_up(Register index, Register signs, Floats (&values)[4]) const {
-    const auto plane = [&](int b) { return table_entries(load_table(planes_[b]), index); };
-    const Register bytes[4] = {plane(0), plane(1), plane(2), plane(3) ^ signs};
-    const Register low[2] = {interleave_low8(bytes[0], bytes[1]),
-                             interleave_high8(bytes[0], bytes[1])};
-    const Register high[2] = {interleave_low8(bytes[2], bytes[3]),
-                              interleave_high8(bytes[2], bytes[3])};
-    for (int half = 0; half < 2; ++half) {
-      values[2 * half] = as_floats(interleave_low16(low[half], high[half]));
-      values[2 * half + 1] = as_floats(interleave_high16(low[half], high[half]));
-    }
-  }
-
- private:
-  alignas(16) std::uint8_t planes_[4][kTableSize];
-};
-
 class FloatRingProduct {
  public:
-  static constexpr RowOrder kOrder = {0, 1, 2,  3,  16, 17, 18, 19, 4,  5,  6,  7,  20, 21, 22, 23,
-                                      8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31};
+  static constexpr const RowOrder& kOrder = kFloatOrder;
 
   FloatRingProduct(const CodedMatrix& matrix, VectorView x, int threads)
       : tiles_(matrix, kTileColumns),
         products_(std::make_unique_for_overwrite<ColumnProducts[]>(
             static_cast<std::size_t>(tiles_.count() * kTileColumns))) {
-    Floats radii[2];
-    for (Index half = 0; half < 2; ++half) {
-      alignas(32) float eight[8];
-      for (Index i = 0; i < 8; ++i) {
-        eight[i] = matrix.constellation->rings[8 * half + i].radius;
-      }
-      radii[half] = load_floats(eight);
-    }
-    radii_.fill(radii);
+    radii_.fill(ring_radii(*matrix.constellation).data());
     const ProductTable units = unit_points();
     parallel_for(tiles_.count(), threads, [&](Index tile) {
       const Index first = tile * kTileColumns;
@@ -169,8 +112,8 @@ class FloatRingProduct {
       for (Index l = 0; l < kTileColumns; ++l) {
         Products products(0.0f);
         products.add(units, entries.real[l], entries.imag[l]);
-        products_[first + l][0].fill(products.real);
-        products_[first + l][1].fill(products.imag);
+        products_[first + l][0].fill(0, products.real);
+        products_[first + l][1].fill(0, products.imag);
       }
     });
   }
@@ -188,17 +131,18 @@ class FloatRingProduct {
 
  private:
   static constexpr Index kTileColumns = 64;
-  using ColumnProducts = std::array<FloatTable, 2>;  // real and imaginary parts
+  using ColumnProducts = std::array<FloatTables<1>, 2>;  // real and imaginary parts
 
   void add_column(const std::uint8_t* codes, const ColumnProducts& column, RowSums& sums) const {
-    const RingCodes code = read_codes(codes);
+    prefetch_codes(codes);
+    const RingCodes code = split_codes(load_bytes(codes));
     const Register zero = all8(0);
     const Register signs = code.negative & all8(-128);
     Floats radii[4];
-    radii_.look_up(code.ring, signs, radii);
+    radii_.look_up({code.ring}, signs, radii);
     for (int component = 0; component < 2; ++component) {
       Floats products[4];
-      column[component].look_up(code.angle, zero, products);
+      column[component].look_up({code.angle}, zero, products);
       for (int part = 0; part < 4; ++part) {
         sums[component][part] = multiply_add(radii[part], products[part], sums[component][part]);
       }
@@ -206,21 +150,14 @@ class FloatRingProduct {
   }
 
   CodeTiles tiles_;
-  FloatTable radii_;
+  FloatTables<1> radii_;
   std::unique_ptr<ColumnProducts[]> products_;
 };
 
 }  // namespace
 
 bool ring_products_apply(const CodedMatrix& matrix) {
-  if (matrix.constellation == nullptr) return false;
-  const auto& rings = matrix.constellation->rings;
-  if (rings.size() != kRings) return false;
-  for (Index ring = 0; ring < kRings; ++ring) {
-    const float offset = ring % 2 == 0 ? 0.0f : 0.5f;
-    if (rings[ring].phases != kPhases || rings[ring].phase_offset != offset) return false;
-  }
-  return true;
+  return matrix.constellation != nullptr && has_ring_codes(*matrix.constellation);
 }
 
 void multiply_rings(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,

@@ -65,12 +65,12 @@ class RowUnpacker {
   void unpack(const std::uint8_t* packed_row, std::uint16_t* codes) const {
     Index l = 0;
 #if defined(LLAVA_FA_HAS_REGISTERS)
-    constexpr Index kAtOnce = 32;
-    const Index last_word = 3 * code_bits_ + 8;  // where reading four words ends
+    constexpr Index kAtOnce = kVectorRows, kWords = kAtOnce / 8;
+    const Index last_word = (kWords - 1) * code_bits_ + 8;  // where reading all words ends
     for (; code_bits_ <= 8 && l + kAtOnce <= cols_ && l / 8 * code_bits_ + last_word <= row_bytes_;
          l += kAtOnce) {
-      std::uint64_t words[4];
-      for (Index word = 0; word < 4; ++word) {
+      std::uint64_t words[kWords];
+      for (Index word = 0; word < kWords; ++word) {
         std::memcpy(words + word, packed_row + (l / 8 + word) * code_bits_, sizeof(words[0]));
       }
       store_widened8(codes + l, widening_.widen(load_bytes(words)));

@@ -5,7 +5,8 @@
 //    hold those of several columns and stands for the sum of their products; else one code each.
 //    Per field, its 16, 32 or 64 possible values in fixed point (FixedPointTables), 7 bits per
 //    plane: two values add up within a byte.
-// 2. Per 32 rows and tile of up to 128 fields: every field looks up its value, plane by plane, by
+// 2. Per register of rows and tile of up to 128 fields: every field looks up its value, plane by
+// plane, by
 //    in-register permutes; sums of two are added to 16 bits, which a tile cannot overflow.
 // 3. Per tile the sums of planes are put together and become float32.
 #include "coded_product.hpp"
@@ -35,7 +36,7 @@ struct Fields {
   static_assert(kGroupFields % 4 == 0 && kTileBytes <= kMostTileBytes);
 };
 
-// Looks up 32 fields in one, two or four tables of sixteen bytes.
+// Looks up a register of fields in one, two or four tables of sixteen bytes.
 template <Index kTables>
 class Selector {
  public:
@@ -66,8 +67,8 @@ template <int kPlanes>
 class PlaneSums {
  public:
   // Lanes of finish: rows 0, 2, 4, 6, 16, ...; 8, 10, ...; 1, 3, ...; 9, 11, ...
-  static constexpr RowOrder kOrder = {0, 2, 4, 6, 16, 18, 20, 22, 8, 10, 12, 14, 24, 26, 28, 30,
-                                      1, 3, 5, 7, 17, 19, 21, 23, 9, 11, 13, 15, 25, 27, 29, 31};
+  static constexpr RowOrder kOrder =
+      order_by_sixteen([](Index part) { return 8 * (part % 2) + part / 2; }, 2);
 
   // Adds the sums of some fields, one byte per row each, to plane p.
   template <std::size_t kSums>

@@ -189,7 +189,8 @@ void TrellisStates::undo_stored_codes() {
     bytes[1][half] = code_of[half << 4];
   }
   const HalfTables tables(bytes);
-  for (; l + 16 <= count; l += 16) {
+  constexpr std::size_t kAtOnce = kVectorRows / sizeof(std::uint16_t);
+  for (; l + kAtOnce <= count; l += kAtOnce) {
     store_bytes(read_.data() + l, tables.look_up(halves_of(load_bytes(read_.data() + l))));
   }
 #endif

@@ -1,4 +1,5 @@
-// Indices of trellis states, from which their levels follow: of 32 rows and one column at a time.
+// Indices of trellis states, from which their levels follow: of a register of rows and
+// one column at a time.
 //
 // An index is linear over GF(2) in the codes that the state holds: the exclusive or of one table
 // entry per half byte of them. Codes lie as one byte per row, after those of the rows above, so
@@ -7,9 +8,10 @@
 // Both classes of indices have
 //   Rows                             what a thread keeps of a tile's rows
 //   kReach                           how many rows above a state may reach
-//   unpack(codes, begin, end, rows)  prepares these rows of a panel, from a multiple of 32 on
+//   unpack(codes, begin, end, rows)  prepares these rows of a panel, from a multiple of
+//                                    kVectorRows on
 //   leave(codes, end, rows)          makes the last of them those above the next panel
-//   Tile(indexes, codes, rows, row)  the indices of rows [row, row + 32), at(column)
+//   Tile(indexes, codes, rows, row)  the indices of a register of rows, at(column)
 #pragma once
 
 #include "registers.hpp"
@@ -77,6 +79,50 @@ inline std::vector<Tap> taps_of(const Trellis& code) {
   return taps;
 }
 
+// Rows of a panel after those above it, as lower and upper halves of codes: [plane][column][row].
+struct HalfRows {
+  static constexpr Index kAbove = kVectorRows;  // keeps rows aligned; the last are those above
+  static constexpr Index kColumnBytes = kAbove + kPanelRows;
+
+  alignas(64) std::uint8_t halves[2][kTrellisTileColumns][kColumnBytes];
+
+  std::uint8_t* at(int plane, Index column, Index row) {
+    return halves[plane][column] + kAbove + row;
+  }
+  const std::uint8_t* at(int plane, Index column, Index row) const {
+    return halves[plane][column] + kAbove + row;
+  }
+};
+
+// Puts the codes of a register of rows, of kBits bits, to rows from `row` on.
+template <int kBits>
+void unpack_halves(const std::uint8_t* tile, Index row, HalfRows& rows) {
+  constexpr Index kGroup = 8;  // codes, in kBits bytes
+  for (Index c = 0; c < kTrellisTileColumns; c += kGroup) {
+    Register bytes[kBits];
+    for (Index b = 0; b < kBits; ++b) {
+      const std::uint8_t* column = tile + (c / kGroup * kBits + b) * kPanelRows + row;
+      prefetch_codes(column);
+      bytes[b] = load_bytes(column);
+    }
+#pragma GCC unroll 8
+    for (Index i = 0; i < kGroup; ++i) {
+      const Register codes = bit_field<kBits>(bytes, i);
+      if constexpr (kBits <= 4) {
+        store_bytes(rows.at(0, c + i, row), codes);
+      } else {
+        store_bytes(rows.at(0, c + i, row), low_halves(codes));
+        store_bytes(rows.at(1, c + i, row), high_halves(codes));
+      }
+    }
+  }
+}
+
+using UnpackHalves = void (*)(const std::uint8_t*, Index, HalfRows&);
+inline constexpr UnpackHalves kUnpackHalves[] = {
+    unpack_halves<1>, unpack_halves<2>, unpack_halves<3>, unpack_halves<4>,
+    unpack_halves<5>, unpack_halves<6>, unpack_halves<7>};
+
 // Indices of codes of up to seven bits: planes of half bytes, and a tap for each of a state.
 template <std::size_t kTaps, Fine kFine>  // kTaps 0: any number
 class TapIndexes {
@@ -84,24 +130,12 @@ class TapIndexes {
   static constexpr Index kReach = 16;
   static_assert(kReach >= kMaxStateBits);
 
-  // [plane][column][row], the rows of a panel after those above it.
-  struct Rows {
-    static constexpr Index kAbove = 32;  // of which the last kReach are there; keeps rows aligned
-    static constexpr Index kColumnBytes = kAbove + kPanelRows;
-
-    alignas(64) std::uint8_t halves[2][kTrellisTileColumns][kColumnBytes];
-
-    std::uint8_t* at(int plane, Index column, Index row) {
-      return halves[plane][column] + kAbove + row;
-    }
-    const std::uint8_t* at(int plane, Index column, Index row) const {
-      return halves[plane][column] + kAbove + row;
-    }
-  };
+  using Rows = HalfRows;
+  static_assert(kReach <= Rows::kAbove);
 
   explicit TapIndexes(const Trellis& code)
       : planes_(code.code_bits > 4 ? 2 : 1),
-        unpack_(kUnpackTile[code.code_bits - 1]),
+        unpack_(kUnpackHalves[code.code_bits - 1]),
         taps_(taps_of(code)) {}
 
   void unpack(const std::uint8_t* codes, Index begin, Index end, Rows& rows) const {
@@ -128,7 +162,7 @@ class TapIndexes {
       }
     }
 
-    LevelIndexes at(Index column) const {
+    [[gnu::always_inline]] LevelIndexes at(Index column) const {
       LevelIndexes index = {all8(0), all8(0)};
       for (std::size_t i = 0; i < count(); ++i) {
         const Register halves = load_bytes(taps_[i].halves + column * Rows::kColumnBytes);
@@ -156,36 +190,8 @@ class TapIndexes {
   };
 
  private:
-  template <int kBits>
-  static void unpack_tile(const std::uint8_t* tile, Index row, Rows& rows) {
-    constexpr Index kGroup = 8;  // codes, in kBits bytes
-    for (Index c = 0; c < kTrellisTileColumns; c += kGroup) {
-      Register bytes[kBits];
-      for (Index b = 0; b < kBits; ++b) {
-        const std::uint8_t* column = tile + (c / kGroup * kBits + b) * kPanelRows + row;
-        prefetch_codes(column);
-        bytes[b] = load_bytes(column);
-      }
-#pragma GCC unroll 8
-      for (Index i = 0; i < kGroup; ++i) {
-        const Register codes = bit_field<kBits>(bytes, i);
-        if constexpr (kBits <= 4) {
-          store_bytes(rows.at(0, c + i, row), codes);
-        } else {
-          store_bytes(rows.at(0, c + i, row), low_halves(codes));
-          store_bytes(rows.at(1, c + i, row), high_halves(codes));
-        }
-      }
-    }
-  }
-
-  using UnpackTile = void (*)(const std::uint8_t*, Index, Rows&);
-  static constexpr UnpackTile kUnpackTile[] = {unpack_tile<1>, unpack_tile<2>, unpack_tile<3>,
-                                               unpack_tile<4>, unpack_tile<5>, unpack_tile<6>,
-                                               unpack_tile<7>};
-
   int planes_;
-  UnpackTile unpack_;
+  UnpackHalves unpack_;
   std::vector<Tap> taps_;
 };
 
@@ -197,11 +203,13 @@ class ByteIndexes {
  public:
   static constexpr Index kReach = 1;
 
-  // The row above a panel and its first 32 rows; all others lie behind each other in the tile.
+  // The row above a panel and its first register of rows; all others lie behind each other in the
+  // tile.
   struct Rows {
-    static constexpr Index kAbove = 32;  // of which the last is there; keeps rows aligned
+    static constexpr Index kAbove = kVectorRows;  // keeps rows aligned; the last is there
+    static constexpr Index kColumnBytes = kAbove + kVectorRows;
 
-    alignas(64) std::uint8_t codes[kTrellisTileColumns][kAbove + kVectorRows];
+    alignas(64) std::uint8_t codes[kTrellisTileColumns][kColumnBytes];
 
     std::uint8_t* at(Index column, Index row) { return codes[column] + kAbove + row; }
     const std::uint8_t* at(Index column, Index row) const { return codes[column] + kAbove + row; }
@@ -243,11 +251,12 @@ class ByteIndexes {
           newest_fine_(indexes.newest_fine_),
           older_coarse_(indexes.older_coarse_),
           older_fine_(indexes.older_fine_) {
-      static_assert(sizeof(Rows::codes[0]) == kPanelRows);  // columns as far apart as in the tile
+      // Columns lie as far apart as in the tile, or a panel has no rows but its first register's.
+      static_assert(Rows::kColumnBytes == kPanelRows || kVectorRows == kPanelRows);
     }
 
-    LevelIndexes at(Index column) const {
-      const Halves older = halves_of(load_bytes(older_ + column * kPanelRows));
+    [[gnu::always_inline]] LevelIndexes at(Index column) const {
+      const Halves older = halves_of(load_bytes(older_ + column * Rows::kColumnBytes));
       const Register coarse =
           load_bytes(newest_ + column * kPanelRows) ^ older_coarse_.look_up(older);
       const Register fine = newest_fine_.look_up(halves_of(coarse));

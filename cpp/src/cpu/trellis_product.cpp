@@ -6,8 +6,8 @@
 // four real products per pair instead of eight.
 //
 // 1. At half precision x becomes integers of up to 16 bits, with a step per block of 8 pairs.
-// 2. Per panel and tile the codes are unpacked, and per 32 rows and column they give the indices of
-//    the levels of both parts (trellis_indexes.hpp).
+// 2. Per panel and tile the codes are unpacked, and per register of rows and column they give the
+//    indices of the levels of both parts (trellis_tiles.hpp, trellis_indexes.hpp).
 // 3. Levels of pairs are added and subtracted, and become words. At half precision these are
 //    multiplied with x and rounded to 16 bits, which a block cannot overflow, and the block's sums
 //    become float32. At single precision the words, which are exact, become float32 first.
@@ -19,7 +19,8 @@
 
 #include "parallel.hpp"
 #include "product_tables.hpp"
-#include "trellis_indexes.hpp"
+#include "trellis_levels.hpp"
+#include "trellis_tiles.hpp"
 
 namespace llava_fa::cpu {
 namespace {
@@ -32,120 +33,6 @@ constexpr float kMostSum = 32700.0f;
 constexpr Index kPanelsPerItem = 4;  // segments start with an item
 constexpr double kNanosecondsPerCode = 0.2;
 static_assert(kSegmentRows % (kPanelsPerItem * kPanelRows) == 0);
-
-// Rows after add_words of words that hold the even rows and the odd ones.
-constexpr RowOrder kEvenOddOrder = {0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30,
-                                    1, 5, 9, 13, 17, 21, 25, 29, 3, 7, 11, 15, 19, 23, 27, 31};
-
-enum Part { kReal, kImag };
-
-// a + b and a - b of one part of two columns' levels a and b, as words in halves of the rows.
-struct PairWords {
-  Register sum[2], difference[2];
-};
-
-// One part of 32 rows' levels as bytes: in one, or the coarse and the fine ones.
-template <Fine kFine>
-struct LevelBytes {
-  Register levels[kFine == Fine::word ? 2 : 1];
-};
-
-// Levels as words as large as sums of two may be: bytes as their upper half, or weighted sums.
-template <Fine kFine>
-class Levels {
- public:
-  using Bytes = LevelBytes<kFine>;
-
-  explicit Levels(const Trellis& code) {
-    alignas(16) std::uint8_t coarse[kTableSize], fine[2][kTableSize];  // signed
-    int most_coarse = 0, most_fine = 0;
-    for (Index i = 0; i < kTableSize; ++i) {
-      coarse[i] = static_cast<std::uint8_t>(code.coarse[i]);
-      const auto index =
-          kFine == Fine::previous
-              ? code.index_of_codes(static_cast<std::uint32_t>(i << code.code_bits)).fine
-              : static_cast<std::uint8_t>(0x11 * i);
-      fine[0][i] = static_cast<std::uint8_t>(code.fine[index & 15]);
-      fine[1][i] = static_cast<std::uint8_t>(code.fine[index >> 4]);
-      most_coarse = std::max(most_coarse, std::abs(code.coarse[i]));
-      most_fine = std::max(most_fine, std::abs(code.fine[i]));
-    }
-    coarse_ = load_table(coarse);
-    for (int part = 0; part < 2; ++part) fine_[part] = load_table(fine[part]);
-    const int shift = code.fine_shift;
-    const int most = (most_coarse << shift) + most_fine;
-    int weight = 256;  // of the last bit
-    if constexpr (kFine == Fine::word) {
-      weight = std::min(255 >> shift, kMostWord / (2 * most));
-      weights_ = all16(weight << 8 | weight << shift);
-    }
-    largest_ = static_cast<float>(weight * most);
-    unit_ = std::ldexp(1.0f, -(kLevelBits + shift)) / static_cast<float>(weight);
-  }
-
-  // Which rows the lanes hold after add_words.
-  static constexpr const RowOrder& kOrder = kFine == Fine::word ? kWordOrder : kEvenOddOrder;
-
-  float largest() const { return largest_; }  // of one column's words
-  float unit() const { return unit_; }        // value of a word's last bit
-
-  // One part of 32 rows.
-  [[gnu::always_inline]] Bytes look_up(Part part, LevelIndexes index) const {
-    const auto half_of = [part](Register bytes) {
-      return part == kReal ? low_halves(bytes) : high_halves(bytes);
-    };
-    const Register coarse = table_entries(coarse_, half_of(index.coarse));
-    if constexpr (kFine == Fine::none) {
-      return {coarse};
-    } else {
-      const Register fine_index = kFine == Fine::previous ? index.fine : half_of(index.fine);
-      const Register fine = table_entries(fine_[part], fine_index);
-      if constexpr (kFine == Fine::word) {
-        return {coarse, fine};
-      } else {
-        return {add8(coarse, fine)};
-      }
-    }
-  }
-
-  // Bytes that are whole levels have room for sums of two.
-  [[gnu::always_inline]] PairWords combine(const Bytes& a, const Bytes& b) const {
-    PairWords pair;
-    if constexpr (kFine == Fine::word) {
-      Register left[2], right[2];
-      widen(a, left);
-      widen(b, right);
-      for (int half = 0; half < 2; ++half) {
-        pair.sum[half] = add16(left[half], right[half]);
-        pair.difference[half] = sub16(left[half], right[half]);
-      }
-    } else {
-      widen({add8(a.levels[0], b.levels[0])}, pair.sum);
-      widen({sub8(a.levels[0], b.levels[0])}, pair.difference);
-    }
-    return pair;
-  }
-
-  void widen(const Bytes& bytes, Register (&words)[2]) const {
-    if constexpr (kFine == Fine::word) {
-      const auto [coarse, fine] = bytes.levels;
-      words[0] = pair_sums8(weights_, interleave_low8(coarse, fine));
-      words[1] = pair_sums8(weights_, interleave_high8(coarse, fine));
-    } else {
-      const Register upper = all16(0xff00);
-      words[0] = shift_left16(bytes.levels[0], 8);
-      words[1] = bytes.levels[0] & upper;
-    }
-  }
-
- private:
-  static constexpr int kMostWord = 32767;
-
-  Register coarse_, fine_[2];  // of both parts
-  Register weights_;           // of coarse and fine bytes in turn, for Fine::word
-  float largest_;
-  float unit_;
-};
 
 // x as integers of up to 16 bits, as large as sums of a block of products allow.
 class WordVector {
@@ -221,14 +108,16 @@ class WordVector {
 
   // Products that lie between two integers, of which there are many, are rounded up. As half of
   // them are subtracted, that cancels; else it would add up from column to column.
-  static void add_real(const PairWords& real, const Entry& x, WordSums& words) {
+  [[gnu::always_inline]] static void add_real(const PairWords& real, const Entry& x,
+                                              WordSums& words) {
     for (int half = 0; half < 2; ++half) {
       words[0][half] = add16(words[0][half], multiply_rounded16(real.sum[half], x.real));
       words[1][half] = add16(words[1][half], multiply_rounded16(real.difference[half], x.imag));
     }
   }
 
-  static void subtract_imag(const PairWords& imag, const Entry& x, WordSums& words) {
+  [[gnu::always_inline]] static void subtract_imag(const PairWords& imag, const Entry& x,
+                                                   WordSums& words) {
     for (int half = 0; half < 2; ++half) {
       words[0][half] = sub16(words[0][half], multiply_rounded16(imag.difference[half], x.imag));
       words[1][half] = sub16(words[1][half], multiply_rounded16(imag.sum[half], x.minus_real));
@@ -270,12 +159,14 @@ class FloatVector {
   }
 
  private:
-  static void add_real(const PairWords& real, Floats re, Floats im, RowSums& sums) {
+  [[gnu::always_inline]] static void add_real(const PairWords& real, Floats re, Floats im,
+                                              RowSums& sums) {
     add_words(real.sum, re, sums[0]);
     add_words(real.difference, im, sums[1]);
   }
 
-  static void add_imag(const PairWords& imag, Floats re, Floats im, RowSums& sums) {
+  [[gnu::always_inline]] static void add_imag(const PairWords& imag, Floats re, Floats im,
+                                              RowSums& sums) {
     add_words(imag.difference, -im, sums[0]);
     add_words(imag.sum, re, sums[1]);
   }
@@ -289,8 +180,7 @@ class TrellisProduct {
  public:
   TrellisProduct(const CodedMatrix& matrix, VectorView x)
       : matrix_(matrix),
-        tiles_(matrix, kTrellisTileColumns * matrix.code_bits() / 8),
-        indexes_(*matrix.trellis),
+        tiles_(matrix),
         levels_(*matrix.trellis),
         x_(x, matrix.cols, tiles_.count(), levels_.largest(), levels_.unit()),
         first_entry_(x.real[0]),
@@ -308,54 +198,29 @@ class TrellisProduct {
 
   struct Scratch {
     Scratch() {}  // leaves the bytes as they are
-    CodeTiles::Scratch tile;
-    typename Indexes::Rows rows;
+    typename TrellisTiles<Indexes>::Scratch tile;
     typename Vector::Tile x;
   };
 
   void multiply_rows(Index begin, Index end, Scratch& scratch, VectorSpan y) const {
     RowSums sums[kPanelsPerItem * kPanelRows / kVectorRows] = {};
     for (Index tile = 0; tile < tiles_.count(); ++tile) {
-      unpack_above(begin, tile, scratch);
+      tiles_.enter(begin, tile, scratch.tile);
       x_.spread(tile * kTilePairs, scratch.x);
       for (Index first = begin; first < end; first += kPanelRows) {
         const Index count = std::min(end - first, kPanelRows);
-        const std::uint8_t* codes = tiles_.tile(first, tile, scratch.tile);
-        indexes_.unpack(codes, 0, count, scratch.rows);
-        for (Index row = 0; row < count; row += kVectorRows) {
-          const IndexTile indexes(indexes_, codes, scratch.rows, row);
-          RowSums& row_sums = sums[(first + row - begin) / kVectorRows];
-          add_pairs(indexes, scratch.x, tile * kTilePairs, row_sums);
-          add_own_images(indexes, tile * kTrellisTileColumns, row_sums);
-        }
-        indexes_.leave(codes, count, scratch.rows);
+        tiles_.for_registers(first, count, tile, scratch.tile,
+                             [&](Index row, const IndexTile& indexes) {
+                               RowSums& row_sums = sums[(first + row - begin) / kVectorRows];
+                               add_pairs(indexes, scratch.x, tile * kTilePairs, row_sums);
+                               add_own_images(indexes, tile * kTrellisTileColumns, row_sums);
+                             });
       }
     }
     for (Index row = begin; row < end; row += kVectorRows) {
       store_rows(sums[(row - begin) / kVectorRows], Levels<kFine>::kOrder, x_.unit(), matrix_, row,
                  y);
     }
-  }
-
-  // Rows above `row`: where a segment starts, circularly, those before its end.
-  void unpack_above(Index row, Index tile, Scratch& scratch) const {
-    Index end = row;
-    const Index segment = segment_of(matrix_.rows, row);
-    if (row == segment_begin(matrix_.rows, segment)) {
-      end = segment_begin(matrix_.rows, segment + 1);
-    }
-    const Index panel = (end - 1) / kPanelRows * kPanelRows;
-    if (end - panel < Indexes::kReach && panel > 0) unpack_end(panel, tile, scratch);
-    unpack_end(end, tile, scratch);
-  }
-
-  // Unpacks what states may reach of the rows before `end`, the last of a panel or the matrix.
-  void unpack_end(Index end, Index tile, Scratch& scratch) const {
-    const Index panel = (end - 1) / kPanelRows * kPanelRows, count = end - panel;
-    const Index begin = std::max(Index{0}, count - Indexes::kReach) / kVectorRows * kVectorRows;
-    const std::uint8_t* codes = tiles_.tile(panel, tile, scratch.tile);
-    indexes_.unpack(codes, begin, count, scratch.rows);
-    indexes_.leave(codes, count, scratch.rows);
   }
 
   // Levels of one byte are looked up and multiplied at once; those of two in two functions, so that
@@ -393,7 +258,8 @@ class TrellisProduct {
 
   // Columns that are their own mirror images, which come last, if the tile from `first` on has
   // them.
-  void add_own_images(const IndexTile& tile, Index first, RowSums& sums) const {
+  [[gnu::always_inline]] void add_own_images(const IndexTile& tile, Index first,
+                                             RowSums& sums) const {
     const Index column = stored_column(matrix_.cols, 0) - first;
     if (column < 0 || column >= kTrellisTileColumns) return;
     add_column(tile.at(column), first_entry_, sums);
@@ -401,7 +267,7 @@ class TrellisProduct {
   }
 
   // sums += the levels of a column that is its own mirror image, times the real entry of x.
-  void add_column(LevelIndexes index, float entry, RowSums& sums) const {
+  [[gnu::always_inline]] void add_column(LevelIndexes index, float entry, RowSums& sums) const {
     WordSums words;
     for (const Part part : {kReal, kImag}) levels_.widen(levels_.look_up(part, index), words[part]);
     const Floats x = all_floats(entry * levels_.unit() / x_.unit());
@@ -409,8 +275,7 @@ class TrellisProduct {
   }
 
   const CodedMatrix& matrix_;
-  CodeTiles tiles_;
-  Indexes indexes_;
+  TrellisTiles<Indexes> tiles_;
   Levels<kFine> levels_;
   Vector x_;
   float first_entry_, middle_entry_;  // of x

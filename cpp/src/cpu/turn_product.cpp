@@ -2,7 +2,8 @@
 // (bits 5 and 4) and the point p (bits 3 to 0); it stands for i^q · p.
 //
 // 1. Per column, the products u + iv of x with the sixteen points in fixed point.
-// 2. Per 32 rows and column: both parts are looked up in registers. Odd turns exchange them, and
+// 2. Per column and register of rows: both parts are looked up in registers. Odd turns exchange
+// them, and
 //    the first and second turn change the sign of the real part, the second and third that of the
 //    imaginary one.
 // 3. Words of a block of 16 columns are added up, and become float32.

@@ -34,7 +34,7 @@ class WordTables {
 
   float step(Index first_column) const { return tables_.step(first_column / kWordBlock); }
 
-  // Bytes of the products of 32 rows with column l: low and high planes of one part.
+  // Bytes of the products of a register of rows with column l: low and high planes of one part.
   struct Bytes {
     Register low, high;
   };
