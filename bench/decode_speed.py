@@ -258,7 +258,7 @@ def model_rows(python: Path | None, quick: bool) -> list[dict[str, Any]]:
         model = random_text_model(quick).to(dtype)
         rows.append(model_row(f"dense {name}", model))
         for codec, bits in CODES:
-            replace_linear(model, partial(packed_like, codec, bits))
+            replace_linear(model.model.layers, partial(packed_like, codec, bits))
             rows.append(model_row(f"{codec} {bits:g}, {name}", model))
     for peer in PEER_CALLS if python else ():
         found, reason = in_peers(python, "generate", peer, *(["--quick"] if quick else []))

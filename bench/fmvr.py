@@ -3,7 +3,6 @@
 The tiny model is trained with each variant of the pyramid, the same images and steps for all, under
 several seeds of the training images, and asked the held-out benchmark at every number of visual
 tokens. Trained tensors and scores are kept in ``bench/cache``, so a run that was stopped continues.
-Time to the first token is measured on a larger model with random weights.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench import fmvr_timing, support, tiny_model
+from bench import support, tiny_model
 from bench.fmvr_charts import draw_accuracy, draw_parts
 from bench.fmvr_scores import Examiner, elastic_model
+from bench.fmvr_timing import TEXT_TOKENS
 from bench.fmvr_training import POOLS, Schedule
 from bench.score_store import CACHE, Store
 from examples.tiny_lmm.architecture import PATCHES_PER_SIDE
@@ -133,7 +133,7 @@ def large_rows() -> list[Row]:
     """The same for LLaVA-1.5-7B: language model alone, 34 tokens of text."""
     from transformers import LlamaConfig
 
-    vicuna, text = LlamaConfig(vocab_size=32064), fmvr_timing.TEXT_TOKENS
+    vicuna, text = LlamaConfig(vocab_size=32064), TEXT_TOKENS
     full = prefill_flops(vicuna, text + 576)
     rows = []
     for scale in (576, 144, 36, 9, 1):
@@ -152,9 +152,7 @@ def large_rows() -> list[Row]:
     return rows
 
 
-def targets(
-    accuracy: Sequence[Row], differences: Sequence[Row], timing: Sequence[Row], untrained: float
-) -> list[Row]:
+def targets(accuracy: Sequence[Row], differences: Sequence[Row], untrained: float) -> list[Row]:
     """The figures to reach, with verdicts."""
     plain = [row for row in differences if row["against"] == NAMES["none"]]
     (few,) = (
@@ -182,16 +180,6 @@ def targets(
                 at_least=True,
             )
         )
-    for row in timing[1:]:
-        share = row["times faster"] / row["times fewer FLOPs"]
-        rows.append(
-            support.target(
-                f"time to first token at {row['visual tokens']}, share of the FLOPs' gain",
-                share,
-                0.75,
-                at_least=True,
-            )
-        )
     rows.append(support.target("LLaVA-1.5-7B at 36, % less", large[2]["less %"], 88.5, True))
     return rows
 
@@ -203,12 +191,11 @@ def main() -> None:
     tiny_model.add_options(parser, questions=1000)
     parser.add_argument("--seeds", type=int, default=3, help="of the training images")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="of every training")
-    parser.add_argument("--repeats", type=int, default=7, help="of every timing")
     arguments = parser.parse_args()
     variants = list(NAMES)
     schedule = dataclasses.replace(defaults, steps=arguments.steps)
     if arguments.quick:
-        arguments.questions, arguments.seeds, arguments.repeats = 6, 2, 2
+        arguments.questions, arguments.seeds = 6, 2
         variants = ["both", "none"]
         schedule = dataclasses.replace(defaults, steps=1, images=1)
     begin = time.perf_counter()
@@ -217,7 +204,6 @@ def main() -> None:
     hits = ask(examiner, variants, arguments.seeds)
     untrained = 100 * float(examiner.untrained_hits().mean())
     accuracy, differences = accuracy_rows(examiner, hits), difference_rows(examiner, hits)
-    timing = fmvr_timing.rows(fmvr_timing.random_llava(small=arguments.quick), arguments.repeats)
     example = elastic_model(arguments.model, "both", examiner.trained("both", 0))
     draw(arguments.json, accuracy, untrained, example, arguments.model)
     support.publish(
@@ -228,8 +214,7 @@ def main() -> None:
             "FMVR against the others": differences,
             "Cost of a question, tiny model": cost_rows(example.config, 10),
             "Cost of a question, LLaVA-1.5-7B": large_rows(),
-            "Time to the first token, random model": timing,
-            "Targets": targets(accuracy, differences, timing, untrained),
+            "Targets": targets(accuracy, differences, untrained),
         },
         {
             "questions": arguments.questions,

@@ -1,21 +1,29 @@
-"""Measures the time to the first token of a model large enough for products to matter.
+"""Does the time to the first token fall with the visual tokens as the FLOPs do?
 
-Weights are random, as time does not depend on them. ``generate`` is asked for one token, from
-pixels; scales take turns, and the median counts.
+On a model large enough for products to matter, dense in float32 and with the language model's
+layers packed. Weights and codes are random, as time does not depend on them. ``generate`` is asked
+for one token, from pixels; scales take turns, and the median counts.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from bench.support import interleaved_seconds
+from bench import support
+from bench.decode_speed import packed_like
+from bench.generation import replace_linear
 from llava_fa.cost import kv_cache_bytes, prefill_flops, vision_flops
 from llava_fa.fmvr import attach_fmvr
 
 TEXT_TOKENS = 34
+CODES: tuple[tuple[str, float], ...] = (("ring", 4), ("trellis", 2))
+DENSE = "dense float32"
+Row = dict[str, Any]
 
 
 def random_llava(*, small: bool) -> Any:
@@ -49,10 +57,10 @@ def random_llava(*, small: bool) -> Any:
     return attach_fmvr(LlavaForConditionalGeneration(config).eval())
 
 
-def rows(model: Any, repeats: int) -> list[dict[str, Any]]:
+def rows(weights: str, model: Any, repeats: int) -> list[Row]:
     """A row per scale: FLOPs by the model of costs, seconds measured, both relative to full."""
     scales = model.fmvr.shape.scales
-    seconds = interleaved_seconds(
+    seconds = support.interleaved_seconds(
         {str(scale): _first_token(model, scale) for scale in scales}, repeats
     )
     medians = [statistics.median(seconds[str(scale)]) for scale in scales]
@@ -62,6 +70,7 @@ def rows(model: Any, repeats: int) -> list[dict[str, Any]]:
     ]
     return [
         {
+            "weights": weights,
             "visual tokens": scale,
             "GFLOPs": count / 1e9,
             "KV cache, MB": kv_cache_bytes(model.config, TEXT_TOKENS + scale, 4) / 1e6,
@@ -92,3 +101,46 @@ def _first_token(model: Any, scale: int) -> Any:
             )
 
     return call
+
+
+def all_rows(*, small: bool, repeats: int) -> list[Row]:
+    """The rows of dense and packed weights."""
+    found = rows(DENSE, random_llava(small=small), repeats)
+    for codec, bits in CODES:
+        model = random_llava(small=small)
+        replace_linear(model.model.language_model.layers, partial(packed_like, codec, bits))
+        found += rows(f"{codec} {bits:g}", model, repeats)
+    return found
+
+
+def targets(timing: Sequence[Row]) -> list[Row]:
+    """Judge every scale but the full one, which the others are measured by."""
+    return [
+        support.target(
+            f"{row['weights']}, {row['visual tokens']} tokens: share of the FLOPs' gain",
+            row["times faster"] / row["times fewer FLOPs"],
+            0.75,
+            at_least=True,
+        )
+        for row in timing
+        if row["times fewer FLOPs"] != 1
+    ]
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = support.parser(__doc__, "fmvr_timing")
+    parser.add_argument("--repeats", type=int, default=9, help="of every timing")
+    arguments = parser.parse_args()
+    repeats = 2 if arguments.quick else arguments.repeats
+    timing = all_rows(small=arguments.quick, repeats=repeats)
+    judged = targets(timing)
+    if arguments.quick:
+        for row in judged:
+            row["met"] = None  # a smoke run's sizes are not the target's
+    tables = {"Time to the first token, random model": timing, "Targets": judged}
+    support.publish("fmvr_timing", arguments.json, tables, {"repeats": repeats})
+
+
+if __name__ == "__main__":
+    main()

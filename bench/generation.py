@@ -16,9 +16,9 @@ from bench.random_model import VOCABULARY
 PROMPT, NEW_TOKENS = 64, 16
 
 
-def replace_linear(model: Any, replacement: Callable[[torch.nn.Linear], torch.nn.Module]) -> None:
-    """Replace every linear layer of the decoder; the head stays."""
-    for module in list(model.model.layers.modules()):
+def replace_linear(layers: Any, replacement: Callable[[torch.nn.Linear], torch.nn.Module]) -> None:
+    """Replace every linear layer in a decoder's layers."""
+    for module in list(layers.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.Linear):
                 setattr(module, name, replacement(child))

@@ -18,7 +18,7 @@ def main() -> None:
     """Measure the model that ``bench.decode_speed`` measures, in bfloat16."""
     peer, quick = sys.argv[1], "--quick" in sys.argv[2:]
     model = random_text_model(quick).bfloat16()
-    replace_linear(model, PEERS[peer])
+    replace_linear(model.model.layers, PEERS[peer])
     print(json.dumps({"model": f"{peer}, bfloat16", **generation(model)}))
 
 
