@@ -1,6 +1,6 @@
 """Does the packed run time answer as the dense one? The trained tiny model, in float32.
 
-Prompts are multiplied with decoded panels; the tokens after them, few at a time, with the codes.
+Prompts are multiplied with decoded blocks; the tokens after them, few at a time, with the codes.
 """
 
 from __future__ import annotations

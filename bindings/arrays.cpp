@@ -6,23 +6,13 @@
 #include <cstring>
 #include <string>
 
+#include "../cpp/src/bfloat16.hpp"
 #include "../cpp/src/half_float.hpp"
 
 namespace llava_fa::bindings {
 namespace {
 
 using Code = nb::dlpack::dtype_code;
-
-float from_bfloat16(std::uint16_t bits) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-}
-
-// Rounds to nearest, ties to even; NaN stays NaN.
-std::uint16_t to_bfloat16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return static_cast<std::uint16_t>(value != value ? 0x7fc0u : rounded >> 16);
-}
 
 template <typename Array>
 bool is(const Array& array, Code code, int bits) {
@@ -78,7 +68,7 @@ FloatArray::FloatArray(AnyArray array, const char* what, std::size_t ndim)
   } else if (is(in, Code::Float, 16)) {
     convert_strided<std::uint16_t>(in, rows, cols, row_stride, col_stride, out, half_to_float);
   } else if (is(in, Code::Bfloat, 16)) {
-    convert_strided<std::uint16_t>(in, rows, cols, row_stride, col_stride, out, from_bfloat16);
+    convert_strided<std::uint16_t>(in, rows, cols, row_stride, col_stride, out, bfloat16_to_float);
   } else {
     throw nb::type_error((std::string(what) + " has dtype " + describe_dtype(in) +
                           ", expected float16, bfloat16, float32 or float64")
@@ -96,9 +86,9 @@ ElementType element_type(const std::string& name) {
 const float* to_float32(const void* values, ElementType type, Index count, FloatBuffer& room) {
   if (type == ElementType::float32) return static_cast<const float*>(values);
   const auto* in = static_cast<const std::uint16_t*>(values);
-  room = FloatBuffer(count);
+  if (room.data() == nullptr) room = FloatBuffer(count);
   if (type == ElementType::bfloat16) {
-    std::transform(in, in + count, room.data(), from_bfloat16);
+    std::transform(in, in + count, room.data(), bfloat16_to_float);
   } else {
     std::transform(in, in + count, room.data(), half_to_float);
   }
@@ -108,7 +98,7 @@ const float* to_float32(const void* values, ElementType type, Index count, Float
 void from_float32(const float* values, Index count, ElementType type, void* out) {
   auto* rounded = static_cast<std::uint16_t*>(out);
   if (type == ElementType::bfloat16) {
-    std::transform(values, values + count, rounded, to_bfloat16);
+    std::transform(values, values + count, rounded, float_to_bfloat16);
   } else {
     std::transform(values, values + count, rounded, float_to_half);
   }

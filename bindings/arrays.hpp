@@ -44,7 +44,10 @@ using Address = std::uintptr_t;
 // By the name that torch and NumPy have for it; TypeError if there is none.
 ElementType element_type(const std::string& name);
 
-// `count` values as float32: themselves, or a copy in `room`.
+// Bytes of one value.
+constexpr Index size_of(ElementType type) { return type == ElementType::float32 ? 4 : 2; }
+
+// `count` values as float32: themselves, or a copy in `room`, which is made if it is empty.
 const float* to_float32(const void* values, ElementType type, Index count, FloatBuffer& room);
 
 // Rounds `count` values to `type`, bfloat16 or float16, to nearest, ties to even.

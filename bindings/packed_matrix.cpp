@@ -138,20 +138,28 @@ nb::object multiply(const PackedMatrix& matrix, AnyArray activations, bool half)
   return numpy_array(std::move(out), {rows, width});
 }
 
-// Contiguous rows of activations and of products, at addresses.
+// Contiguous rows of activations and of products, at addresses. Rooms for float32 are those of as
+// many rows as are multiplied at once.
 void multiply_at(const PackedMatrix& matrix, Address activations,
                  const std::string& activation_type, Index count, Address output,
                  const std::string& output_type, bool half) {
   const ElementType in = element_type(activation_type), out = element_type(output_type);
+  const Precision of_16_bits = in == ElementType::bfloat16 ? Precision::bfloat16 : Precision::half;
+  const Precision precision = half ? of_16_bits : Precision::single;
   const Index rows = matrix.spec().rows, cols = matrix.spec().cols;
   const nb::gil_scoped_release release;
   FloatBuffer x_room, y_room;
-  const float* x = to_float32(reinterpret_cast<const void*>(activations), in, count * cols, x_room);
-  if (out != ElementType::float32) y_room = FloatBuffer(count * rows);
-  auto* result = reinterpret_cast<void*>(output);
-  float* y = out == ElementType::float32 ? static_cast<float*>(result) : y_room.data();
-  matmul(matrix, {x, count, cols, cols}, y, half ? Precision::half : Precision::single);
-  if (out != ElementType::float32) from_float32(y, count * rows, out, result);
+  if (out != ElementType::float32) y_room = FloatBuffer(std::min(count, kActivationsAtOnce) * rows);
+  for (Index first = 0; first < count; first += kActivationsAtOnce) {
+    const Index some = std::min(count - first, kActivationsAtOnce);
+    const auto* source =
+        reinterpret_cast<const std::byte*>(activations) + first * cols * size_of(in);
+    auto* result = reinterpret_cast<std::byte*>(output) + first * rows * size_of(out);
+    const float* x = to_float32(source, in, some * cols, x_room);
+    float* y = out == ElementType::float32 ? reinterpret_cast<float*>(result) : y_room.data();
+    matmul(matrix, {x, some, cols, cols}, y, precision);
+    if (out != ElementType::float32) from_float32(y, some * rows, out, result);
+  }
 }
 
 CompressionOptions compression_options(const std::string& codec, int code_bits, Index rank,

@@ -139,7 +139,7 @@ class Backend {
                          float* panel) const = 0;
   // y (rows, batch) = coded matrix · columns whose half spectra (cols / 2 + 1, batch) are given.
   virtual void multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half,
-                                     int threads, ComplexMatrix& y) const = 0;
+                                     Precision precision, int threads, ComplexMatrix& y) const = 0;
   // Up to how many vectors multiply_vector for each is faster than multiply_half_spectra.
   virtual Index most_vectors(const CodedMatrix& matrix, Precision precision) const = 0;
   // y[k] = row_scale[k] · sum_l point(k, l) · x[l], complex, x (cols) and y (rows) in planes. x is

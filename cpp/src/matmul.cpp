@@ -91,16 +91,10 @@ void add_low_rank(const PackedMatrix& matrix, const ComplexMatrix& half, Complex
   cpu_backend().subtract_low_rank(y, matrix.low_rank_left(), minus_inner, num_threads(), y);
 }
 
-}  // namespace
-
-void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* output,
-            Precision precision) {
+void multiply_at_once(const PackedMatrix& matrix, const MatrixView& activations, float* output,
+                      Precision precision) {
   const MatrixSpec& spec = matrix.spec();
-  require_argument(activations.cols == spec.cols, "activations have width ", activations.cols,
-                   ", expected ", spec.cols, " input channels");
   const Index batch = activations.rows;
-  if (batch == 0) return;
-
   FloatBuffer channels(std::max(spec.cols, spec.rows) * batch);  // of the inputs, then the outputs
   cpu_backend().transpose(activations, nullptr, matrix.input_multiplier().data(), num_threads(),
                           channels.data());
@@ -111,13 +105,30 @@ void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* ou
   if (batch <= cpu_backend().most_vectors(coded, precision)) {
     multiply_vectors(coded, half, precision, y);
   } else {
-    cpu_backend().multiply_half_spectra(coded, half, num_threads(), y);
+    cpu_backend().multiply_half_spectra(coded, half, precision, num_threads(), y);
   }
   if (spec.rank > 0) add_low_rank(matrix, half, y);
 
   inverse_half_spectrum_over_rows(y, spec.rows, channels.data());
   cpu_backend().transpose({channels.data(), spec.rows, batch, batch},
                           matrix.output_multiplier().data(), nullptr, num_threads(), output);
+}
+
+}  // namespace
+
+void matmul(const PackedMatrix& matrix, const MatrixView& activations, float* output,
+            Precision precision) {
+  const MatrixSpec& spec = matrix.spec();
+  require_argument(activations.cols == spec.cols, "activations have width ", activations.cols,
+                   ", expected ", spec.cols, " input channels");
+  const Index batch = activations.rows;
+  const Index parts = (batch + kActivationsAtOnce - 1) / kActivationsAtOnce;
+  for (Index part = 0; part < parts; ++part) {
+    const Index first = part * batch / parts, end = (part + 1) * batch / parts;
+    const MatrixView some = {activations.data + first * activations.row_stride, end - first,
+                             activations.cols, activations.row_stride};
+    multiply_at_once(matrix, some, output + first * spec.rows, precision);
+  }
 }
 
 }  // namespace llava_fa

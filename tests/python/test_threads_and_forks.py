@@ -39,7 +39,7 @@ def layers() -> list[FourierLinear]:
 
 
 def activations(layer: FourierLinear, seed: int) -> torch.Tensor:
-    """One token, a few, or as many as are multiplied with decoded panels."""
+    """One token, a few, or as many as are multiplied with decoded blocks."""
     tokens = (1, 3, 70)[seed % 3]
     return torch.randn(tokens, layer.in_features, generator=torch.Generator().manual_seed(seed))
 

@@ -61,8 +61,8 @@ class CpuBackend final : public Backend {
 
   void fold_rows(const float* real, const float* imag, Index rows, Index n, int threads,
                  float* panel) const override;
-  void multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half, int threads,
-                             ComplexMatrix& y) const override;
+  void multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half,
+                             Precision precision, int threads, ComplexMatrix& y) const override;
   Index most_vectors(const CodedMatrix& matrix, Precision precision) const override;
   void multiply_vector(const CodedMatrix& matrix, const float* x_real, const float* x_imag,
                        Precision precision, int threads, float* y_real,

@@ -9,8 +9,10 @@
 #if defined(LLAVA_FA_HAS_REGISTERS)
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "../bfloat16.hpp"
 #include "block.hpp"
 #include "constellation_decoder.hpp"
 #include "parallel.hpp"
@@ -26,84 +28,178 @@ constexpr Index kTileRows = kTileParts * kFloats;
 constexpr double kNanosecondsPerPoint = 0.1;
 constexpr double kNanosecondsPerProduct = 0.03;  // of a point with an activation
 
-// Activations [first, first + count) of a half spectrum: [tile][slot]{six u', six v'}, zeros
-// beyond the last.
+// Sums of a panel's rows and six activations, row by row in the decoder's order.
+using TileSums = float[kTileBatch][kPanelRows];
+
+// Numbers as they are: u' and v' apart.
+struct SingleNumbers {
+  using Number = float;
+  static constexpr Index kPerSlot = 2;
+  using Multipliers = float[2 * kBlockSlots][kPanelRows];
+
+  // u' and v' of one of six activations.
+  static void put(float u, float v, Index i, Number* slot) {
+    slot[i] = u;
+    slot[kTileBatch + i] = v;
+  }
+
+  struct Converted {};
+  static const Block& convert(const Block& block, Index /*slots*/, Converted&) { return block; }
+
+  // sums += multipliers of `slots` slots times activations, of kParts registers of rows.
+  template <Index kParts>
+  static void multiply(const Multipliers& multipliers, const Number* activations, Index slots,
+                       Index first_row, TileSums& sums) {
+    Floats partial[kParts][kTileBatch];
+    clear(partial);
+    for (Index k = 0; k < 2 * slots; ++k) {
+      Floats rows[kParts];
+      for (Index part = 0; part < kParts; ++part) {
+        rows[part] = load_floats(multipliers[k] + first_row + part * kFloats);
+      }
+#pragma GCC unroll 6
+      for (Index i = 0; i < kTileBatch; ++i) {
+        const Floats activation = all_floats(activations[k * kTileBatch + i]);
+        for (Index part = 0; part < kParts; ++part) {
+          partial[part][i] = multiply_add(rows[part], activation, partial[part][i]);
+        }
+      }
+    }
+    add(partial, first_row, sums);
+  }
+
+  template <Index kParts>
+  [[gnu::always_inline]] static void clear(Floats (&partial)[kParts][kTileBatch]) {
+    for (auto& part : partial) {
+      for (Floats& sum : part) sum = all_floats(0.0f);
+    }
+  }
+
+  template <Index kParts>
+  [[gnu::always_inline]] static void add(const Floats (&partial)[kParts][kTileBatch],
+                                         Index first_row, TileSums& sums) {
+    for (Index i = 0; i < kTileBatch; ++i) {
+      for (Index part = 0; part < kParts; ++part) {
+        float* place = sums[i] + first_row + part * kFloats;
+        store_floats(place, load_floats(place) + partial[part][i]);
+      }
+    }
+  }
+};
+
+#if defined(LLAVA_FA_HAS_BFLOAT16)
+
+// Pairs of u' and v' in bfloat16.
+struct BFloat16Numbers {
+  using Number = std::uint32_t;
+  static constexpr Index kPerSlot = 1;
+  using Multipliers = std::uint32_t[kBlockSlots][kPanelRows];
+
+  static void put(float u, float v, Index i, Number* slot) {
+    slot[i] = float_to_bfloat16(u) | static_cast<std::uint32_t>(float_to_bfloat16(v)) << 16;
+  }
+
+  struct alignas(64) Converted {
+    Converted() {}  // leaves the numbers as they are
+    Multipliers real, imag;
+  };
+  [[LLAVA_FA_BFLOAT16]] static const Converted& convert(const Block& block, Index slots,
+                                                        Converted& converted) {
+    for (Index slot = 0; slot < slots; ++slot) {
+      convert(block.real[2 * slot], block.real[2 * slot + 1], converted.real[slot]);
+      convert(block.imag[2 * slot], block.imag[2 * slot + 1], converted.imag[slot]);
+    }
+    return converted;
+  }
+
+  template <Index kParts>
+  [[LLAVA_FA_BFLOAT16]] static void multiply(const Multipliers& multipliers,
+                                             const Number* activations, Index slots,
+                                             Index first_row, TileSums& sums) {
+    Floats partial[kParts][kTileBatch];
+    SingleNumbers::clear(partial);
+    for (Index slot = 0; slot < slots; ++slot) {
+      Register rows[kParts];
+      for (Index part = 0; part < kParts; ++part) {
+        rows[part] = load_bytes(multipliers[slot] + first_row + part * kFloats);
+      }
+#pragma GCC unroll 6
+      for (Index i = 0; i < kTileBatch; ++i) {
+        const Register activation =
+            all32(static_cast<std::int32_t>(activations[slot * kTileBatch + i]));
+        for (Index part = 0; part < kParts; ++part) {
+          partial[part][i] = add_pair_products(partial[part][i], rows[part], activation);
+        }
+      }
+    }
+    SingleNumbers::add(partial, first_row, sums);
+  }
+
+ private:
+  [[LLAVA_FA_BFLOAT16]] static void convert(const float* u, const float* v, std::uint32_t* pairs) {
+    for (Index row = 0; row < kPanelRows; row += kFloats) {
+      store_bytes(pairs + row, pair_bfloat16(load_floats(u + row), load_floats(v + row)));
+    }
+  }
+};
+
+#endif
+
+// The activations of a half spectrum times `unit`, as they are read for one block after the other:
+// [block][tile][slot]{six u', six v'}, or six pairs of them; zeros beyond the last activation.
+template <class Numbers>
 class BlockActivations {
  public:
-  BlockActivations(const ComplexMatrix& half, Index n, Index first, Index count, int threads)
-      : slots_(slot_count(n)),
-        tiles_(ceil_div(count, kTileBatch)),
-        values_(tiles_ * slots_ * 2 * kTileBatch) {
-    constexpr Index kSlotsPerItem = 64;
-    const Index pairs = slots_ - 1;
-    parallel_for(ceil_div(slots_, kSlotsPerItem), threads, [&](Index item) {
-      const Index end = std::min(slots_, (item + 1) * kSlotsPerItem);
-      for (Index slot = item * kSlotsPerItem; slot < end; ++slot) {
-        constexpr float kHalfSqrt = 0.70710678118654752440f;
-        if (slot < pairs) {
-          const Index place = (slot + 1) * half.cols() + first;
-          fill(slot, half.real() + place, half.imag() + place, kHalfSqrt, count);
+  using Number = typename Numbers::Number;
+
+  BlockActivations(const ComplexMatrix& half, Index n, float unit, int threads)
+      : tiles_(ceil_div(half.cols(), kTileBatch)),
+        numbers_(std::make_unique_for_overwrite<Number[]>(
+            static_cast<std::size_t>(ceil_div(slot_count(n), kBlockSlots) * block_numbers()))) {
+    const Index slots = slot_count(n), own_images = slots - 1;
+    parallel_for(ceil_div(slots, kBlockSlots), threads, [&](Index block) {
+      const Index end = std::min(slots, (block + 1) * kBlockSlots);
+      for (Index slot = block * kBlockSlots; slot < end; ++slot) {
+        if (slot == own_images) {
+          fill(slot, half, 0, unit, n % 2 == 0 ? half.real() + n / 2 * half.cols() : nullptr);
         } else {
-          const float* middle = n % 2 == 0 ? half.real() + n / 2 * half.cols() + first : nullptr;
-          fill(slot, half.real() + first, middle, 1.0f, count);
+          const Index row = slot + 1;
+          fill(slot, half, row, kHalfSqrt * unit, half.imag() + row * half.cols());
         }
       }
     });
   }
 
   Index tiles() const { return tiles_; }
-  const float* at(Index tile, Index slot) const {
-    return values_.data() + (tile * slots_ + slot) * 2 * kTileBatch;
+  // Of the block whose first slot is `slot`.
+  const Number* at(Index tile, Index slot) const {
+    return numbers_.get() + slot / kBlockSlots * block_numbers() + tile * kTileNumbers;
   }
 
  private:
-  void fill(Index slot, const float* u, const float* v, float factor, Index count) {
+  static constexpr Index kSlotNumbers = Numbers::kPerSlot * kTileBatch;
+  static constexpr Index kTileNumbers = kBlockSlots * kSlotNumbers;
+
+  Index block_numbers() const { return tiles_ * kTileNumbers; }
+
+  // u' is from a row of the half spectrum's real parts; v' is zero if there is none.
+  void fill(Index slot, const ComplexMatrix& half, Index row, float factor, const float* v) {
+    const float* u = half.real() + row * half.cols();
     for (Index tile = 0; tile < tiles_; ++tile) {
-      float* out = values_.data() + (tile * slots_ + slot) * 2 * kTileBatch;
-      const Index present = std::min(kTileBatch, count - tile * kTileBatch);
+      Number* out = numbers_.get() + slot / kBlockSlots * block_numbers() + tile * kTileNumbers +
+                    slot % kBlockSlots * kSlotNumbers;
+      const Index first = tile * kTileBatch, present = std::min(kTileBatch, half.cols() - first);
       for (Index i = 0; i < kTileBatch; ++i) {
-        const Index column = tile * kTileBatch + i;
-        out[i] = i < present ? factor * u[column] : 0.0f;
-        out[kTileBatch + i] = i < present && v != nullptr ? factor * v[column] : 0.0f;
+        const float real = i < present ? factor * u[first + i] : 0.0f;
+        const float imag = i < present && v != nullptr ? factor * v[first + i] : 0.0f;
+        Numbers::put(real, imag, i, out);
       }
     }
   }
 
-  Index slots_, tiles_;
-  FloatBuffer values_;
+  Index tiles_;
+  std::unique_ptr<Number[]> numbers_;
 };
-
-// Sums of a panel's rows and six activations, row by row in the decoder's order.
-using TileSums = float[kTileBatch][kPanelRows];
-
-// sums += multipliers of `count` numbers of activations, of kParts registers of rows.
-template <Index kParts>
-void multiply_tile(const float (*multipliers)[kPanelRows], const float* activations, Index count,
-                   Index first_row, TileSums& sums) {
-  Floats partial[kParts][kTileBatch];
-  for (auto& part : partial) {
-    for (Floats& sum : part) sum = all_floats(0.0f);
-  }
-  for (Index k = 0; k < count; ++k) {
-    Floats rows[kParts];
-    for (Index part = 0; part < kParts; ++part) {
-      rows[part] = load_floats(multipliers[k] + first_row + part * kFloats);
-    }
-#pragma GCC unroll 6
-    for (Index i = 0; i < kTileBatch; ++i) {
-      const Floats activation = all_floats(activations[k * kTileBatch + i]);
-      for (Index part = 0; part < kParts; ++part) {
-        partial[part][i] = multiply_add(rows[part], activation, partial[part][i]);
-      }
-    }
-  }
-  for (Index i = 0; i < kTileBatch; ++i) {
-    for (Index part = 0; part < kParts; ++part) {
-      float* place = sums[i] + first_row + part * kFloats;
-      store_floats(place, load_floats(place) + partial[part][i]);
-    }
-  }
-}
 
 // Where the rows of a panel are among its sums.
 class PanelOrder {
@@ -130,21 +226,18 @@ class PanelOrder {
   std::uint8_t lane_of_[kPanelRows];
 };
 
-// y of all rows and of the activations [first, first + count). A decoder has
+// y = the matrix times a half spectrum. A decoder has
 //   Scratch                                           what a thread needs
 //   order(), unit()                                   of the rows, and of the multipliers
 //   decode(panel, rows, slot, slots, scratch, block)  of the rows from `panel` on
-template <class Decoder>
+template <class Decoder, class Numbers>
 class BlockProduct {
  public:
-  BlockProduct(const CodedMatrix& matrix, const Decoder& decoder, const ComplexMatrix& half,
-               Index first, Index count, int threads)
+  BlockProduct(const CodedMatrix& matrix, const ComplexMatrix& half, int threads)
       : matrix_(matrix),
-        decoder_(decoder),
-        order_(decoder.order()),
-        x_(half, matrix.cols, first, count, threads),
-        first_(first),
-        count_(count) {}
+        decoder_(matrix),
+        order_(decoder_.order()),
+        x_(half, matrix.cols, decoder_.unit(), threads) {}
 
   void multiply(int threads, ComplexMatrix& y) const {
     const Index panels = ceil_div(matrix_.rows, kPanelRows);
@@ -155,75 +248,79 @@ class BlockProduct {
   }
 
  private:
-  struct Scratch {
-    explicit Scratch(Index tiles) : sums(static_cast<std::size_t>(2 * tiles)) {}
-    struct alignas(64) Sums {
-      TileSums tile;
-    };
+  struct alignas(64) Sums {
+    TileSums tile;
+  };
+
+  struct Buffers {
     typename Decoder::Scratch decoder;
     Block block;
-    std::vector<Sums> sums;  // of the real parts, then of the imaginary ones
+    typename Numbers::Converted converted;
   };
+
+  struct Scratch {
+    explicit Scratch(Index tiles)
+        : buffers(std::make_unique_for_overwrite<Buffers>()),
+          sums(static_cast<std::size_t>(2 * tiles)) {}
+    std::unique_ptr<Buffers> buffers;  // too large for some threads' stacks
+    std::vector<Sums> sums;            // of the real parts, then of the imaginary ones
+  };
+
+  // How many of a tile's registers have some of a panel's rows, for each of its tiles.
+  using Parts = Index[kPanelRows / kTileRows];
 
   void multiply_panel(Index panel, Scratch& scratch, ComplexMatrix& y) const {
     const Index rows = std::min(kPanelRows, matrix_.rows - panel);
     const Index slots = slot_count(matrix_.cols), tiles = x_.tiles();
+    Parts parts;
+    for (Index i = 0; i < kPanelRows / kTileRows; ++i) {
+      parts[i] = order_.parts(i * kTileRows, rows);
+    }
+    Buffers& buffers = *scratch.buffers;
+    Sums *real = scratch.sums.data(), *imag = real + tiles;
     for (auto& sums : scratch.sums) std::fill_n(sums.tile[0], kTileBatch * kPanelRows, 0.0f);
     for (Index slot = 0; slot < slots; slot += kBlockSlots) {
       const Index count = std::min(kBlockSlots, slots - slot);
-      decoder_.decode(panel, rows, slot, count, scratch.decoder, scratch.block);
-      for (Index tile = 0; tile < tiles; ++tile) {
-        multiply_block(scratch.block.real, tile, slot, count, rows, scratch.sums[tile].tile);
-      }
-      for (Index tile = 0; tile < tiles; ++tile) {
-        multiply_block(scratch.block.imag, tile, slot, count, rows,
-                       scratch.sums[tiles + tile].tile);
-      }
+      decoder_.decode(panel, rows, slot, count, buffers.decoder, buffers.block);
+      const auto& block = Numbers::convert(buffers.block, count, buffers.converted);
+      multiply_block(block.real, slot, count, parts, real);
+      multiply_block(block.imag, slot, count, parts, imag);
     }
     for (Index row = 0; row < rows; ++row) {
-      const float scale = decoder_.unit() * half_to_float(matrix_.row_scale[panel + row]);
-      const Index place = (panel + row) * y.cols() + first_;
-      store_row(scratch.sums.data(), order_.lane(row), scale, y.real() + place);
-      store_row(scratch.sums.data() + tiles, order_.lane(row), scale, y.imag() + place);
+      const float scale = half_to_float(matrix_.row_scale[panel + row]);
+      const Index place = (panel + row) * y.cols();
+      store_row(real, order_.lane(row), scale, y.cols(), y.real() + place);
+      store_row(imag, order_.lane(row), scale, y.cols(), y.imag() + place);
     }
   }
 
-  void multiply_block(const float (*multipliers)[kPanelRows], Index tile, Index slot, Index slots,
-                      Index rows, TileSums& sums) const {
-    const float* activations = x_.at(tile, slot);
-    for (Index first = 0; first < kPanelRows; first += kTileRows) {
-      const Index parts = rows == kPanelRows ? kTileParts : order_.parts(first, rows);
-      if (parts > 1) {
-        multiply_tile<kTileParts>(multipliers, activations, 2 * slots, first, sums);
-      } else if (parts == 1) {
-        multiply_tile<1>(multipliers, activations, 2 * slots, first, sums);
+  void multiply_block(const typename Numbers::Multipliers& multipliers, Index slot, Index slots,
+                      const Parts& parts, Sums* sums) const {
+    for (Index tile = 0; tile < x_.tiles(); ++tile) {
+      const auto* activations = x_.at(tile, slot);
+      for (Index i = 0; i < kPanelRows / kTileRows; ++i) {
+        const Index first = i * kTileRows;
+        if (parts[i] > 1) {
+          Numbers::template multiply<kTileParts>(multipliers, activations, slots, first,
+                                                 sums[tile].tile);
+        } else if (parts[i] == 1) {
+          Numbers::template multiply<1>(multipliers, activations, slots, first, sums[tile].tile);
+        }
       }
     }
   }
 
-  void store_row(const typename Scratch::Sums* sums, Index lane, float scale, float* out) const {
-    for (Index i = 0; i < count_; ++i) {
+  void store_row(const Sums* sums, Index lane, float scale, Index count, float* out) const {
+    for (Index i = 0; i < count; ++i) {
       out[i] = scale * sums[i / kTileBatch].tile[i % kTileBatch][lane];
     }
   }
 
   const CodedMatrix& matrix_;
-  const Decoder& decoder_;
+  Decoder decoder_;
   PanelOrder order_;
-  BlockActivations x_;
-  Index first_, count_;
+  BlockActivations<Numbers> x_;
 };
-
-// y = the matrix times a half spectrum, some hundred activations at a time.
-template <class Decoder>
-void multiply_with(const CodedMatrix& matrix, const Decoder& decoder, const ComplexMatrix& half,
-                   int threads, ComplexMatrix& y) {
-  constexpr Index kMostAtOnce = 32 * kTileBatch;  // whose sums fit the second cache
-  for (Index first = 0; first < half.cols(); first += kMostAtOnce) {
-    const Index count = std::min(kMostAtOnce, half.cols() - first);
-    BlockProduct(matrix, decoder, half, first, count, threads).multiply(threads, y);
-  }
-}
 
 }  // namespace
 
@@ -232,12 +329,19 @@ bool blocks_apply(const CodedMatrix& matrix) {
          has_ring_codes(*matrix.constellation);
 }
 
-void multiply_blocks(const CodedMatrix& matrix, const ComplexMatrix& half, int threads,
-                     ComplexMatrix& y) {
+void multiply_blocks(const CodedMatrix& matrix, const ComplexMatrix& half,
+                     [[maybe_unused]] Precision precision, int threads, ComplexMatrix& y) {
   const double nanoseconds =
       kNanosecondsPerPoint + kNanosecondsPerProduct * static_cast<double>(half.cols());
   const int team = product_threads(matrix, threads, nanoseconds);
-  const auto with = [&]<class Decoder>() { multiply_with(matrix, Decoder(matrix), half, team, y); };
+  const auto with = [&]<class Decoder>() {
+#if defined(LLAVA_FA_HAS_BFLOAT16)
+    if (precision == Precision::bfloat16 && multiplies_bfloat16()) {
+      return BlockProduct<Decoder, BFloat16Numbers>(matrix, half, team).multiply(team, y);
+    }
+#endif
+    BlockProduct<Decoder, SingleNumbers>(matrix, half, team).multiply(team, y);
+  };
   if (matrix.trellis != nullptr) {
     if (matrix.code_bits() == 8) return with.template operator()<TrellisDecoder<ByteIndexes>>();
     return with.template operator()<TrellisDecoder<TapIndexes<0, Fine::word>>>();

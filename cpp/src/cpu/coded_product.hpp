@@ -11,6 +11,9 @@
 
 namespace llava_fa::cpu {
 
+// What columns l and n - l are multiplied with, of a half spectrum that has both entries' energy.
+inline constexpr float kHalfSqrt = 0.70710678118654752440f;
+
 // One complex vector of length matrix.cols, in planes.
 struct VectorView {
   const float* real;
@@ -56,11 +59,12 @@ void multiply_rings(const CodedMatrix& matrix, VectorView x, Precision precision
 void multiply_trellis(const CodedMatrix& matrix, VectorView x, Precision precision, int threads,
                       VectorSpan y);
 
-// Block products with many vectors (block_product.hpp), for which columns l and n - l meet one
-// entry of a half spectrum. Relative error about 1e-6.
+// Block products with many vectors (block_product.cpp), for which columns l and n - l meet one
+// entry of a half spectrum. Relative error about 1e-6, or 2e-3 where numbers of bfloat16 are
+// asked for and the processor multiplies them.
 bool blocks_apply(const CodedMatrix& matrix);
-void multiply_blocks(const CodedMatrix& matrix, const ComplexMatrix& half, int threads,
-                     ComplexMatrix& y);
+void multiply_blocks(const CodedMatrix& matrix, const ComplexMatrix& half, Precision precision,
+                     int threads, ComplexMatrix& y);
 
 #endif
 

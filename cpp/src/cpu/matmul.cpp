@@ -23,7 +23,6 @@ constexpr Index kRowsPerItem = 8;
 constexpr double kNanosecondsPerEntry = 1.0;
 constexpr double kNanosecondsPerPoint = 1.5;
 constexpr double kNanosecondsPerProduct = 0.12;  // of a point with an activation
-constexpr float kHalfSqrt = 0.70710678118654752440f;
 
 // out[l] = factor (values[l] + sign values[n - l]), 0 < l < n/2.
 void fold(const float* __restrict values, Index n, float factor, float sign,
@@ -62,10 +61,12 @@ Kernel kernel_for([[maybe_unused]] const CodedMatrix& matrix,
   return Kernel::points;
 }
 
-// Steps of fixed point that hold for sums over 16 columns are too coarse for those over fewer.
+// Of products with one vector. Steps of fixed point that hold for sums over 16 columns are too
+// coarse for those over fewer.
 Precision precision_for(const CodedMatrix& matrix, Precision asked) {
   constexpr Index kFewestColumns = 16;
-  return matrix.cols < kFewestColumns ? Precision::single : asked;
+  const bool single = asked == Precision::single || matrix.cols < kFewestColumns;
+  return single ? Precision::single : Precision::half;
 }
 
 #if defined(LLAVA_FA_HAS_REGISTERS)
@@ -143,9 +144,10 @@ void CpuBackend::fold_rows(const float* real, const float* imag, Index rows, Ind
 }
 
 void CpuBackend::multiply_half_spectra(const CodedMatrix& matrix, const ComplexMatrix& half,
-                                       int threads, ComplexMatrix& y) const {
+                                       [[maybe_unused]] Precision precision, int threads,
+                                       ComplexMatrix& y) const {
 #if defined(LLAVA_FA_HAS_REGISTERS)
-  if (blocks_apply(matrix)) return multiply_blocks(matrix, half, threads, y);
+  if (blocks_apply(matrix)) return multiply_blocks(matrix, half, precision, threads, y);
 #endif
   const Index n = matrix.cols, width = 2 * half.rows(), batch = half.cols();
   const Index most_rows = decoded_rows(matrix.rows), items = ceil_div(matrix.rows, most_rows);
@@ -172,8 +174,9 @@ Index CpuBackend::most_vectors(const CodedMatrix& matrix, Precision asked) const
     case Kernel::turns: return 5;
     case Kernel::rings: return half ? 4 : 2;
     case Kernel::trellis: return half ? 3 : 2;
-    default: return 4;
+    case Kernel::points: break;
   }
+  return 4;
 }
 
 void CpuBackend::multiply_vector(const CodedMatrix& matrix, const float* x_real,

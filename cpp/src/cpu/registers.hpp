@@ -30,14 +30,19 @@
 //   even_words, odd_words           32 bits of every second number of 16 bits with sign
 //   low_halves, high_halves         the lower and the upper four bits of bytes
 //   to_float, to_nearest            between numbers of 32 bits, which must hold them, and Floats
-//   split_bytes<n>(numbers, planes) in order: the lowest n bytes of sixteen numbers of 32 bits, in
-//   n
-//                                   planes of sixteen bytes
+//   split_bytes<n>(numbers, planes) in order: the lowest n bytes of sixteen numbers of 32 bits,
+//                                   plane after plane of sixteen bytes
 //   split_pairs(a, b, even, odd)    in order: every second float of a, then b, from the first one
 //                                   on; from the second one on
 //   load_pairs(pairs, index)        kFloats / 2 pairs of floats, those that the indexes tell
 //   store_widened8(place, a)        in order: kVectorRows numbers without sign as 16 bits each
 //   multiply_add(a, b, c)           a b + c, rounded once; subtract_product: c - a b
+//
+// Where LLAVA_FA_HAS_BFLOAT16 is defined, functions with the attribute LLAVA_FA_BFLOAT16, which may
+// be called if multiplies_bfloat16(), have
+//   pair_bfloat16(low, high)        both rounded to bfloat16, in the halves of 32 bits
+//   add_pair_products(sums, a, b)   sums + a0 b0 + a1 b1 of every pair, in float32; what is
+//                                   subnormal counts as zero
 //
 // All are inlined by force: where GCC stops by itself, kernels keep their sums in memory.
 #pragma once

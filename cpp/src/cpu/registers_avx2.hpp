@@ -61,9 +61,6 @@ using Floats = __m256;     // so are +, * and unary -
 [[gnu::always_inline]] inline Register shift_right16(Register a, int count) {
   return _mm256_srli_epi16(a, count);
 }
-[[gnu::always_inline]] inline Register shift_right_signed16(Register a, int count) {
-  return _mm256_srai_epi16(a, count);
-}
 [[gnu::always_inline]] inline Register shift_left32(Register a, int count) {
   return _mm256_slli_epi32(a, count);
 }

@@ -61,9 +61,6 @@ using Floats = __m512;     // so are +, * and unary -
 [[gnu::always_inline]] inline Register shift_right16(Register a, int count) {
   return _mm512_srli_epi16(a, static_cast<unsigned>(count));
 }
-[[gnu::always_inline]] inline Register shift_right_signed16(Register a, int count) {
-  return _mm512_srai_epi16(a, static_cast<unsigned>(count));
-}
 [[gnu::always_inline]] inline Register shift_left32(Register a, int count) {
   return _mm512_slli_epi32(a, static_cast<unsigned>(count));
 }
@@ -161,6 +158,25 @@ template <int kPlanes>
   };
   return _mm512_castpd_ps(
       _mm512_setr_pd(pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)));
+}
+
+// Products of bfloat16, which not every processor with AVX-512 has: only functions with this
+// attribute may use them.
+#define LLAVA_FA_HAS_BFLOAT16
+#define LLAVA_FA_BFLOAT16 gnu::target("avx512bf16")
+
+inline bool multiplies_bfloat16() { return __builtin_cpu_supports("avx512bf16"); }
+
+[[LLAVA_FA_BFLOAT16, gnu::always_inline]] inline Register pair_bfloat16(Floats low, Floats high) {
+  const __m512i in_turn =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(in_turn,
+                                  reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+[[LLAVA_FA_BFLOAT16, gnu::always_inline]] inline Floats add_pair_products(Floats sums, Register a,
+                                                                          Register b) {
+  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
 [[gnu::always_inline]] inline void store_widened8(std::uint16_t* place, Register a) {

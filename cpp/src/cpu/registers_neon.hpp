@@ -111,10 +111,6 @@ template <class Function, class... Values>
 [[gnu::always_inline]] inline Register shift_right16(Register a, int count) {
   return shift_left16(a, -count);
 }
-[[gnu::always_inline]] inline Register shift_right_signed16(Register a, int count) {
-  const int16x8_t by = vdupq_n_s16(static_cast<std::int16_t>(-count));
-  return halves_signed16([by](auto x) { return vshlq_s16(x, by); }, a);
-}
 [[gnu::always_inline]] inline Register shift_left32(Register a, int count) {
   const int32x4_t by = vdupq_n_s32(count);
   return halves_signed32([by](auto x) { return vshlq_s32(x, by); }, a);

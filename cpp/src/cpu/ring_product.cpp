@@ -3,8 +3,7 @@
 // At half precision:
 // 1. Per column, the products of x with the sixteen exp(πiu / 16) in fixed point.
 // 2. Per column and register of rows: signed radii and products are looked up in registers,
-// multiplied and
-//    rounded to words, which a block of 16 columns cannot overflow.
+//    multiplied and rounded to words, which a block of 16 columns cannot overflow.
 // 3. Per block the sums become float32.
 // At single precision radii and products are float32, looked up byte by byte.
 #include "coded_product.hpp"

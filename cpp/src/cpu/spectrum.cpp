@@ -167,10 +167,10 @@ void inverse_vector(const ComplexMatrix& spectrum, Index length, const float* ro
   for (Index i = 0; i < length; ++i) out[i] *= factor * (row_multiplier ? row_multiplier[i] : 1.0f);
 }
 
-// Threads for transforms of so many complex entries in all.
+// Threads for transforms of so many complex entries in all, a step of a product or a compression.
 int transform_threads(int threads, Index entries) {
-  constexpr double kNanosecondsPerEntry = 5.0;
-  return worthwhile_threads(threads, kNanosecondsPerEntry * static_cast<double>(entries));
+  constexpr double kNanosecondsPerEntry = 1.0;
+  return step_threads(threads, kNanosecondsPerEntry * static_cast<double>(entries));
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 //    Per field, its 16, 32 or 64 possible values in fixed point (FixedPointTables), 7 bits per
 //    plane: two values add up within a byte.
 // 2. Per register of rows and tile of up to 128 fields: every field looks up its value, plane by
-// plane, by
-//    in-register permutes; sums of two are added to 16 bits, which a tile cannot overflow.
+//    plane, by in-register permutes; sums of two are added to 16 bits, which a tile cannot
+//    overflow.
 // 3. Per tile the sums of planes are put together and become float32.
 #include "coded_product.hpp"
 

@@ -14,8 +14,7 @@
 
 namespace llava_fa::cpu {
 
-inline constexpr Index kTileSlots = kTrellisTileColumns / 2;
-static_assert(kBlockSlots % kTileSlots == 0);
+static_assert(kBlockSlots % kTilePairs == 0);
 
 // Levels as words are those of every code.
 using WordLevels = Levels<Fine::word>;
@@ -33,8 +32,8 @@ class TrellisDecoder {
 
   void decode(Index panel, Index rows, Index first_slot, Index slots, Scratch& scratch,
               Block& block) const {
-    for (Index i = 0; i < slots; i += kTileSlots) {
-      const Index tile = (first_slot + i) / kTileSlots, count = std::min(kTileSlots, slots - i);
+    for (Index i = 0; i < slots; i += kTilePairs) {
+      const Index tile = (first_slot + i) / kTilePairs, count = std::min(kTilePairs, slots - i);
       tiles_.enter(panel, tile, scratch);
       tiles_.for_registers(panel, rows, tile, scratch, [&](Index row, const IndexTile& indexes) {
         decode_tile(indexes, first_slot + i, count, i, row, block);

@@ -1,5 +1,5 @@
-// Indices of trellis states, from which their levels follow: of a register of rows and
-// one column at a time.
+// Indices of trellis states, from which their levels follow: of a register of rows and one column
+// at a time.
 //
 // An index is linear over GF(2) in the codes that the state holds: the exclusive or of one table
 // entry per half byte of them. Codes lie as one byte per row, after those of the rows above, so
@@ -29,6 +29,7 @@
 namespace llava_fa::cpu {
 
 inline constexpr Index kTrellisTileColumns = 32;
+inline constexpr Index kTilePairs = kTrellisTileColumns / 2;  // of columns that are mirror images
 
 // How levels are put together: of the coarse part alone; with a fine one that the code one row
 // above tells, or which has an index of its own, added as bytes; or with the coarse part some bits

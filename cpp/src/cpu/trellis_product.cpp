@@ -25,8 +25,7 @@
 namespace llava_fa::cpu {
 namespace {
 
-constexpr Index kTilePairs = kTrellisTileColumns / 2;  // of columns that are mirror images
-constexpr Index kBlock = 8;                            // pairs that share a step
+constexpr Index kBlock = 8;  // pairs that share a step
 // What the products of a block with the largest levels may add up to, before x and each of the two
 // products per pair are rounded: they stay below 2^15.
 constexpr float kMostSum = 32700.0f;

@@ -3,9 +3,8 @@
 //
 // 1. Per column, the products u + iv of x with the sixteen points in fixed point.
 // 2. Per column and register of rows: both parts are looked up in registers. Odd turns exchange
-// them, and
-//    the first and second turn change the sign of the real part, the second and third that of the
-//    imaginary one.
+//    them, and the first and second turn change the sign of the real part, the second and third
+//    that of the imaginary one.
 // 3. Words of a block of 16 columns are added up, and become float32.
 //
 // Table values stand for half a step more than the integer, so that the one's complement has the
