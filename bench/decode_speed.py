@@ -4,7 +4,7 @@
    in float32 and bfloat16, and, with ``--peers-python``, NF4 of bitsandbytes and int4 of torchao.
    Codes are random: speed does not depend on them. Layers change from call to call, so that none
    stays in a cache, and all of one shape are measured in turn.
-2. 512 tokens of the same.
+2. 36 and 512 tokens of the same: a prompt with a restored image, and one with a whole image.
 3. A text model with random weights, dense, packed and with the others' layers: tokens per second,
    time to the first token, bytes of the weights.
 4. The trained tiny model: whether the packed run time answers as the dense one.
@@ -54,7 +54,7 @@ PEER_CALLS = {NF4: 15, INT4: 61}
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 UNCOUNTED_SECONDS = 0.02
 CALLS_PER_TURN = 10
-ROUNDS, ROUNDS_OF_MANY = 40, 3
+ROUNDS, ROUNDS_OF_MANY = 40, 7
 OVER_RING = "over ring"
 
 Timer = Callable[[], float]
@@ -321,15 +321,16 @@ def main() -> None:
         shapes = [("small", (256, 192)), ("small", (320, 256))]
     bandwidth = read_bandwidth(1 << 22 if quick else 1 << 28)
     one = layer_rows(shapes, 1, 1 if quick else ROUNDS, quick, bandwidth)
-    prompt, rounds = (8, 1) if quick else (512, ROUNDS_OF_MANY)
-    many = layer_rows(shapes[:1], prompt, rounds, quick, bandwidth)
+    rounds = 1 if quick else ROUNDS_OF_MANY
+    few = layer_rows(shapes[:1], 5 if quick else 36, rounds, quick, bandwidth)
+    many = layer_rows(shapes[:1], 8 if quick else 512, rounds, quick, bandwidth)
     peers = peer_rows(arguments.peers_python, quick)
     agreement = agreement_rows(CODES[:1] if quick else CODES, 8 if quick else 40)
     judged = targets(one, many, peers, agreement)
     if quick:
         for row in judged:
             row["met"] = None  # a smoke run's sizes are not the target's
-    tables = {"One token": one, "512 tokens": many}
+    tables = {"One token": one, "36 tokens": few, "512 tokens": many}
     tables |= {"Peers, one token": peers} if peers else {}
     tables |= {
         "A model": model_rows(arguments.peers_python, quick),

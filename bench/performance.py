@@ -18,9 +18,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
 def _machine(found: Mapping[str, Any]) -> str:
-    machine = found["machine"]
-    vectors = "AVX-512" if "avx512f" in machine["vector_instructions"] else "AVX2"
-    return f"{machine['processor']}, {machine['cores']} cores, {vectors}, by `{found['command']}`"
+    return f"{readme.processor(found)}, by `{found['command']}`"
 
 
 def products_section() -> str:

@@ -67,8 +67,15 @@ def quality_section() -> str:
     )
 
 
+def processor(found: Mapping[str, Any]) -> str:
+    """Return what a result was measured on, in words."""
+    machine = found["machine"]
+    vectors = "AVX-512" if "avx512f" in machine["vector_instructions"] else "AVX2"
+    return f"{machine['processor']}, {machine['cores']} cores, {vectors}"
+
+
 def decoding_text() -> str:
-    """One token through packed layers, beside dense ones and those of others."""
+    """Tokens through packed layers, beside dense ones and those of others."""
     found = load("decode_speed")
     peers = {
         (row["peer"], row["layer"]): row["bfloat16 ms"]
@@ -92,11 +99,25 @@ def decoding_text() -> str:
             rows.append({new: row[old] for old, new in columns.items()} | others)
     return (
         f"**Run time**, packed layers of LLaVA-1.5-7B, one token "
-        f"({found['machine']['processor']}, {found['machine']['cores']} cores, AVX2; NF4 is "
-        f"bitsandbytes' layer, int4 torchao's, in the same run):\n\n{markdown(rows)}\n\n"
+        f"({processor(found)}; NF4 is bitsandbytes' layer, int4 torchao's, in the same run):\n\n"
+        f"{markdown(rows)}\n\n"
+        f"{_many_tokens(found['tables'])}"
         "A Llama of 0.4 billion weights writes tokens per second: "
         f"{_tokens_per_second(found['tables']['A model'])}. "
         "Targets that were missed stand in `bench/results/decode_speed.md`.\n\n"
+    )
+
+
+def _many_tokens(tables: Mapping[str, Any]) -> str:
+    """Return in words what few and many tokens take at 4 bits."""
+    parts = []
+    for tokens in ("36 tokens", "512 tokens"):
+        (row,) = (row for row in tables[tokens] if row["code"] == "ring 4")
+        layer = row["layer"]
+        parts.append(f"{tokens} {row['times float32']:.2f} and {row['times bfloat16']:.2f}")
+    return (
+        f"Many tokens through {layer} at `ring` 4, times as fast as dense in float32 and in "
+        f"bfloat16: {', '.join(parts)}.\n\n"
     )
 
 
