@@ -2,7 +2,6 @@
 #include "arrays.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <string>
 

@@ -140,7 +140,7 @@ class CompressedMatrix:
         dtype
             One of these.
         half
-            Whether to multiply at half precision.
+            Whether to multiply at half precision; x of bfloat16 then as ``Precision::bfloat16``.
 
         Raises
         ------

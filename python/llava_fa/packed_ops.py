@@ -109,7 +109,8 @@ def _multiply(
 def multiply(x: Tensor, tensors: Sequence[Tensor], description: str) -> Tensor:
     """Return ``x Wᵀ``, (..., m) float32, for x (..., n) of any floating dtype.
 
-    Activations of 16 bits are multiplied at half precision.
+    Activations of 16 bits are multiplied at half precision; many of bfloat16 on the CPU in
+    bfloat16, where the processor can.
     """
     return _multiply(x, tensors, description)
 

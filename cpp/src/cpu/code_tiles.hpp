@@ -56,9 +56,9 @@ class CodeTiles {
   Index tile_bytes_;
 };
 
-// Bits [kBits i, kBits (i + 1)) of the streams of rows whose bytes are given.
-template <int kBits>
-[[gnu::always_inline]] inline Register bit_field(const Register* bytes, Index i) {
+// Bits [kBits i, kBits (i + 1)) of the streams of rows whose bytes are bytes[0], bytes[1], ...
+template <int kBits, class Bytes>
+[[gnu::always_inline]] inline Register bit_field(const Bytes& bytes, Index i) {
   constexpr int kMask = (1 << kBits) - 1;
   const Index byte = i * kBits / 8;
   const int shift = static_cast<int>(i * kBits % 8), low_bits = 8 - shift;

@@ -13,6 +13,7 @@
 #include "../bit_packing.hpp"
 #include "backend.hpp"
 #include "block.hpp"
+#include "code_tiles.hpp"
 #include "float_tables.hpp"
 #include "ring_codes.hpp"
 
@@ -77,6 +78,15 @@ class RingPoints {
   FloatTables<1> radii_, real_, imag_;
 };
 
+// The bytes of a register of rows of a whole panel.
+struct PanelBytes {
+  const std::uint8_t* codes;
+
+  [[gnu::always_inline]] Register operator[](Index byte) const {
+    return load_bytes(codes + byte * kPanelRows);
+  }
+};
+
 template <class Points>
 class ConstellationDecoder {
  public:
@@ -103,7 +113,7 @@ class ConstellationDecoder {
     const Index n = matrix_.cols, pairs = column_pairs(n);
     for (Index row = 0; row < rows; row += kVectorRows) {
       const auto points_of = [&](Index column) __attribute__((always_inline)) {
-        return points_.look_up(read_codes_of(codes + row, column));
+        return points_.look_up(bit_field<kBits>(PanelBytes{codes + row}, column));
       };
       const Index pairs_end = std::min(slots, pairs - first_slot);
       for (Index i = 0; i < pairs_end; ++i) {
@@ -126,19 +136,6 @@ class ConstellationDecoder {
       std::memcpy(scratch.codes.get() + byte * kPanelRows, codes + byte * rows,
                   static_cast<std::size_t>(rows));
     }
-  }
-
-  // The codes of one column in a register of rows.
-  [[gnu::always_inline]] static Register read_codes_of(const std::uint8_t* codes, Index column) {
-    if constexpr (kBits == 8) return load_bytes(codes + column * kPanelRows);
-    const std::uint8_t* place = codes + column * kBits / 8 * kPanelRows;
-    const int shift = static_cast<int>(column * kBits % 8), low_bits = 8 - shift;
-    constexpr int kMask = (1 << kBits) - 1;
-    const Register low = shift_right16(load_bytes(place), shift);
-    if (kBits <= low_bits) return low & all8(kMask);
-    const int low_mask = (1 << low_bits) - 1;
-    const Register high = shift_left16(load_bytes(place + kPanelRows), low_bits);
-    return (low & all8(low_mask)) | (high & all8(kMask & ~low_mask));
   }
 
   const CodedMatrix& matrix_;
