@@ -53,10 +53,10 @@ test-cpp: doctest $(BUILD)/build.ninja
 # variant: what threads share is the same in all. Tests of variants that this processor cannot run
 # are skipped.
 FAST_VARIANT := $(if $(filter x86_64,$(shell uname -m)),x86-64-v3,baseline)
-WIDE_VARIANT := $(if $(filter x86_64,$(shell uname -m)),x86-64-v4,)
+WIDE_VARIANTS := $(if $(filter x86_64,$(shell uname -m)),x86-64-v4;x86-64-v4-gfni,)
 sanitize: doctest $(VENV)/.tools
 	$(call sanitized,address,-DLLAVA_FA_SANITIZE="address;undefined" \
-	  -DLLAVA_FA_CPU_VARIANTS="baseline;$(FAST_VARIANT);$(WIDE_VARIANT)")
+	  -DLLAVA_FA_CPU_VARIANTS="baseline;$(FAST_VARIANT);$(WIDE_VARIANTS)")
 	$(call sanitized,thread,-DLLAVA_FA_SANITIZE=thread -DLLAVA_FA_CPU_VARIANTS=$(FAST_VARIANT))
 
 define sanitized

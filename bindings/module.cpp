@@ -39,7 +39,7 @@ NB_MODULE(_core, m) {
         "Threads used by every stage; 0 restores the default. Results do not depend on it.");
   m.def("num_threads", &llava_fa::num_threads);
   m.def("cpu_variant", &llava_fa::cpu_variant,
-        "Instruction-set variant in use: x86-64-v4, x86-64-v3 or baseline.");
+        "Instruction-set variant in use: x86-64-v4-gfni, x86-64-v4, x86-64-v3 or baseline.");
   m.def("version", &llava_fa::version);
   llava_fa::bindings::bind_spectrum(m);
   llava_fa::bindings::bind_low_rank(m);

@@ -33,6 +33,10 @@ int default_threads() {
 
 bool runs_here(const std::string& variant) {
 #if defined(__x86_64__)
+  if (variant == "x86-64-v4-gfni") {
+    return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("gfni") &&
+           __builtin_cpu_supports("avx512vbmi");
+  }
   if (variant == "x86-64-v4") return __builtin_cpu_supports("x86-64-v4");
   if (variant == "x86-64-v3") return __builtin_cpu_supports("x86-64-v3");
 #endif
@@ -44,12 +48,14 @@ std::filesystem::path variant_file(const std::string& variant) {
 }
 
 std::string choose_variant() {
-  static const std::array<std::string, 3> best_first = {"x86-64-v4", "x86-64-v3", "baseline"};
+  static const std::array<std::string, 4> best_first = {"x86-64-v4-gfni", "x86-64-v4", "x86-64-v3",
+                                                        "baseline"};
   if (const char* wanted = std::getenv("LLAVA_FA_CPU")) {
     const bool known = std::find(best_first.begin(), best_first.end(), wanted) != best_first.end();
     require(known && runs_here(wanted) && std::filesystem::exists(variant_file(wanted)),
             ErrorCode::unavailable, "LLAVA_FA_CPU=", wanted,
-            ": expected x86-64-v4, x86-64-v3 or baseline, built and supported by this processor");
+            ": expected x86-64-v4-gfni, x86-64-v4, x86-64-v3 or baseline, built and supported by "
+            "this processor");
     return wanted;
   }
   for (const std::string& variant : best_first) {

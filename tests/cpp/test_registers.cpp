@@ -169,6 +169,41 @@ TEST_CASE("tables of sixteen bytes are looked up by byte") {
   }
 }
 
+TEST_CASE("tables are looked up by either half of a byte") {
+  Source source;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const auto table = source.any<U8>(), bytes = source.any<U8>();
+    const Register loaded = load_table(table.data());
+    const auto low = numbers<U8>(low_half_entries(loaded, load(bytes)));
+    const auto high = numbers<U8>(high_half_entries(loaded, load(bytes)));
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      REQUIRE(low[i] == table[bytes[i] % 16]);
+      REQUIRE(high[i] == table[bytes[i] / 16]);
+    }
+  }
+}
+
+#if defined(LLAVA_FA_HAS_BIT_MATRICES)
+
+TEST_CASE("bytes are multiplied with a matrix over GF(2)") {
+  Source source;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const auto columns = source.any<U8>(), bytes = source.any<U8>();
+    U64 matrix = 0;
+    for (Index bit = 0; bit < 8; ++bit) matrix |= bit_matrix_column(columns[bit], bit);
+    const auto products = numbers<U8>(times_bit_matrix(load(bytes), matrix));
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      U8 expected = 0;
+      for (int bit = 0; bit < 8; ++bit) {
+        if (bytes[i] >> bit & 1) expected ^= columns[bit];
+      }
+      REQUIRE(products[i] == expected);
+    }
+  }
+}
+
+#endif
+
 TEST_CASE("a field is found in its table, and is zero in the others") {
   Source source;
   for (int trial = 0; trial < kTrials; ++trial) {

@@ -127,6 +127,18 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("the bits of a code tell how levels are put together, so that kernels may rely on it") {
+  for (int code_bits = 1; code_bits <= kMaxTrellisCodeBits; ++code_bits) {
+    CAPTURE(code_bits);
+    const Trellis& code = trellis(code_bits, 16);
+    CHECK(code.has_fine == (code_bits >= 4));
+    CHECK((code.fine_shift > 0) == (code_bits >= 6));
+    for (int bit = 0; bit < 16 && code_bits == 4; ++bit) {  // of the previous code alone
+      CHECK((code.index_of(1u << bit).fine != 0) == (bit / code_bits == 1));
+    }
+  }
+}
+
 TEST_CASE("what is stored tells codes apart, and gives the state that they give") {
   for (int code_bits = 1; code_bits <= kMaxTrellisCodeBits; ++code_bits) {
     for (const int state_bits : {code_bits, 11, 14, 16}) {

@@ -325,4 +325,4 @@ def test_variants_agree_and_unknown_ones_are_refused():
     assert float(best.stdout.split()[1]) == pytest.approx(float(error), rel=2e-2)
     unknown = run_variant("z80")
     assert unknown.returncode != 0
-    assert "expected x86-64-v4, x86-64-v3 or baseline" in unknown.stderr
+    assert "expected x86-64-v4-gfni, x86-64-v4, x86-64-v3 or baseline" in unknown.stderr

@@ -10,7 +10,8 @@ namespace llava_fa {
 void set_num_threads(int count);
 int num_threads();
 
-// Name of the CPU variant chosen at first use: "x86-64-v4", "x86-64-v3" or "baseline".
+// Name of the CPU variant chosen at first use: "x86-64-v4-gfni", "x86-64-v4", "x86-64-v3" or
+// "baseline".
 // The environment variable LLAVA_FA_CPU overrides the choice; a variant that the processor cannot
 // run, or that was not built, raises Error(unavailable).
 std::string cpu_variant();

@@ -69,10 +69,12 @@ template <int kBits, class Bytes>
   return low | masked(shift_left16(bytes[byte + 1], low_bits), kMask & ~low_mask);
 }
 
-// Asks for the line of codes that is read `ahead` bytes later.
-template <Index ahead = 4096>
-void prefetch_codes(const std::uint8_t* bytes) {
-  __builtin_prefetch(bytes + ahead);
+// Asks for the line of codes that is read some bytes later: far enough for memory to answer, near
+// enough that the line is still in the innermost cache.
+inline constexpr Index kPrefetchBytes = 3072;
+
+inline void prefetch_codes(const std::uint8_t* bytes) {
+  __builtin_prefetch(bytes + kPrefetchBytes);
 }
 
 }  // namespace llava_fa::cpu

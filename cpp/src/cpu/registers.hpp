@@ -2,7 +2,7 @@
 // table look-ups in registers: x86-64-v3's and v4's and AArch64's, for which
 // LLAVA_FA_HAS_REGISTERS is defined. For others the kernels that need them are left out.
 //
-// A Register has kVectorRows bytes, 64 for x86-64-v4 and 32 else, which functions take as numbers
+// A Register has kVectorRows bytes, 64 for AVX-512 and 32 else, which functions take as numbers
 // of 8, 16, 32 or 64 bits, as their names say; Floats are kFloats numbers of float32. What moves
 // numbers to other places, as interleaving does, works within each part of 16 bytes, unless it says
 // "in order".
@@ -29,6 +29,7 @@
 //   pair_sums16(a, b)               32 bits: a0 b0 + a1 b1, ..., both with sign
 //   even_words, odd_words           32 bits of every second number of 16 bits with sign
 //   low_halves, high_halves         the lower and the upper four bits of bytes
+//   low_half_entries(table, bytes)  table[...] of them; high_half_entries likewise
 //   to_float, to_nearest            between numbers of 32 bits, which must hold them, and Floats
 //   split_bytes<n>(numbers, planes) in order: the lowest n bytes of sixteen numbers of 32 bits,
 //                                   plane after plane of sixteen bytes
@@ -43,6 +44,11 @@
 //   pair_bfloat16(low, high)        both rounded to bfloat16, in the halves of 32 bits
 //   add_pair_products(sums, a, b)   sums + a0 b0 + a1 b1 of every pair, in float32; what is
 //                                   subnormal counts as zero
+//
+// Where LLAVA_FA_HAS_BIT_MATRICES is defined, there are
+//   times_bit_matrix(bytes, matrix)  every byte times a matrix of 8 x 8 bits over GF(2)
+//   bit_matrix_column(column, bit)   the part of such a matrix that a bit of the byte is multiplied
+//                                    with; a matrix is the bitwise or of its eight columns
 //
 // All are inlined by force: where GCC stops by itself, kernels keep their sums in memory.
 #pragma once
@@ -68,6 +74,14 @@ inline constexpr Index kFloats = sizeof(Floats) / sizeof(float);
 [[gnu::always_inline]] inline Register low_halves(Register bytes) { return bytes & all8(15); }
 [[gnu::always_inline]] inline Register high_halves(Register bytes) {
   return low_halves(shift_right16(bytes, 4));
+}
+#if !defined(LLAVA_FA_HAS_BIT_MATRICES)
+[[gnu::always_inline]] inline Register low_half_entries(Register table, Register bytes) {
+  return table_entries(table, low_halves(bytes));
+}
+#endif
+[[gnu::always_inline]] inline Register high_half_entries(Register table, Register bytes) {
+  return low_half_entries(table, shift_right16(bytes, 4));
 }
 
 }  // namespace llava_fa::cpu

@@ -179,6 +179,27 @@ inline bool multiplies_bfloat16() { return __builtin_cpu_supports("avx512bf16");
   return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
+#if defined(__GFNI__) && defined(__AVX512VBMI__)
+#define LLAVA_FA_HAS_BIT_MATRICES
+
+[[gnu::always_inline]] inline Register times_bit_matrix(Register bytes, std::uint64_t matrix) {
+  return _mm512_gf2p8affine_epi64_epi8(bytes, all64(matrix), 0);
+}
+inline std::uint64_t bit_matrix_column(std::uint8_t column, Index bit) {
+  std::uint64_t matrix = 0;
+  for (Index row = 0; row < 8; ++row) {
+    const std::uint64_t entry = column >> row & 1;
+    matrix |= entry << (8 * (7 - row) + bit);  // the last row comes first
+  }
+  return matrix;
+}
+
+// The index has six bits, but the table's four parts are the same.
+[[gnu::always_inline]] inline Register low_half_entries(Register table, Register bytes) {
+  return _mm512_permutexvar_epi8(bytes, table);
+}
+#endif
+
 [[gnu::always_inline]] inline void store_widened8(std::uint16_t* place, Register a) {
   store_bytes(place, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(a)));
   store_bytes(place + 32, _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(a, 1)));

@@ -34,10 +34,10 @@ class TrellisDecoder {
               Block& block) const {
     for (Index i = 0; i < slots; i += kTilePairs) {
       const Index tile = (first_slot + i) / kTilePairs, count = std::min(kTilePairs, slots - i);
-      tiles_.enter(panel, tile, scratch);
-      tiles_.for_registers(panel, rows, tile, scratch, [&](Index row, const IndexTile& indexes) {
-        decode_tile(indexes, first_slot + i, count, i, row, block);
-      });
+      tiles_.for_registers(panel, panel + rows, tile, scratch,
+                           [&](Index row, const IndexTile& indexes) {
+                             decode_tile(indexes, first_slot + i, count, i, row - panel, block);
+                           });
     }
   }
 
@@ -49,7 +49,7 @@ class TrellisDecoder {
                    Block& block) const {
     const WordLevels levels = levels_;  // a copy, which registers can keep
     for (Index i = 0; i < count; ++i) {
-      const LevelIndexes a = indexes.at(2 * i), b = indexes.at(2 * i + 1);
+      const LevelIndexes a = indexes.at(2 * i, 0), b = indexes.at(2 * i, 1);
       if (first_slot + i == pairs_) {
         block.store_own_images(place + i, row, points(levels, a), points(levels, b));
         continue;

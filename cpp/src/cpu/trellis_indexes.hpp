@@ -5,13 +5,15 @@
 // entry per half byte of them. Codes lie as one byte per row, after those of the rows above, so
 // that what earlier rows add is the same bytes read a little earlier.
 //
-// Both classes of indices have
-//   Rows                             what a thread keeps of a tile's rows
-//   kReach                           how many rows above a state may reach
-//   unpack(codes, begin, end, rows)  prepares these rows of a panel, from a multiple of
-//                                    kVectorRows on
-//   leave(codes, end, rows)          makes the last of them those above the next panel
-//   Tile(indexes, codes, rows, row)  the indices of a register of rows, at(column)
+// All classes of indices (that of trellis_matrices.hpp too) have
+//   Rows                               what a thread keeps of a tile's rows
+//   kReach                             how many rows above a state may reach
+//   kGroup                             columns that at() treats in as many ways
+//   unpack(codes, count, first, rows)  puts `count` rows of a panel to rows from `first` on
+//   copy_above(end, rows)              makes the last rows before `end` those above row 0
+//   Tile(indexes, rows, row)           the indices of a register of rows; those of column
+//                                      first + offset are at(first, offset), with a multiple of
+//                                      kGroup and a constant below it, or below two
 #pragma once
 
 #include "registers.hpp"
@@ -20,6 +22,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "code_tiles.hpp"
@@ -36,16 +39,23 @@ inline constexpr Index kTilePairs = kTrellisTileColumns / 2;  // of columns that
 // above the fine one.
 enum class Fine { none, previous, byte, word };
 
-inline Fine fine_kind(const Trellis& code) {
-  if (!code.has_fine) return Fine::none;
-  if (code.fine_shift > 0) return Fine::word;
-  if (code.code_bits > 4) return Fine::byte;
-  // Indices are linear: single bits tell where they come from.
-  for (int bit = 0; bit < code.state_bits; ++bit) {
-    const bool previous = bit / code.code_bits == 1;
-    if (!previous && code.index_of(1u << bit).fine != 0) return Fine::byte;
+// That of the codes in docs/format.md.
+constexpr Fine fine_kind(Index code_bits) {
+  if (code_bits <= 3) return Fine::none;
+  if (code_bits == 4) return Fine::previous;
+  return code_bits == 5 ? Fine::byte : Fine::word;
+}
+
+// body(first, offset) for first = 0, kCount, ... below `end` and the constants offset = 0, ...,
+// kCount - 1.
+template <Index kCount, class Body>
+[[gnu::always_inline]] inline void for_groups(Index end, Body body) {
+  for (Index first = 0; first < end; first += kCount) {
+    [&]<Index... kOffsets>(std::integer_sequence<Index, kOffsets...>)
+        __attribute__((always_inline)) {
+          (body(first, kOffsets), ...);
+        }(std::make_integer_sequence<Index, kCount>());
   }
-  return Fine::previous;
 }
 
 // The low half of each byte is the real part's; but of Fine::previous, `fine` is that code.
@@ -80,29 +90,40 @@ inline std::vector<Tap> taps_of(const Trellis& code) {
   return taps;
 }
 
-// Rows of a panel after those above it, as lower and upper halves of codes: [plane][column][row].
-struct HalfRows {
+// Bytes of a segment's rows after those above them: [column][row].
+template <Index kColumns>
+class ByteRows {
+ public:
   static constexpr Index kAbove = kVectorRows;  // keeps rows aligned; the last are those above
-  static constexpr Index kColumnBytes = kAbove + kPanelRows;
+  static constexpr Index kColumnBytes = kAbove + kSegmentRows;
 
-  alignas(64) std::uint8_t halves[2][kTrellisTileColumns][kColumnBytes];
+  ByteRows() {}  // leaves the bytes as they are
 
-  std::uint8_t* at(int plane, Index column, Index row) {
-    return halves[plane][column] + kAbove + row;
+  std::uint8_t* at(Index column, Index row) { return bytes_[column] + kAbove + row; }
+  const std::uint8_t* at(Index column, Index row) const { return bytes_[column] + kAbove + row; }
+
+  // `count` rows before `end` become those above row 0.
+  template <Index kCount>
+  void copy_above(Index end) {
+#pragma GCC unroll 4
+    for (Index c = 0; c < kColumns; ++c) std::memmove(at(c, -kCount), at(c, end - kCount), kCount);
   }
-  const std::uint8_t* at(int plane, Index column, Index row) const {
-    return halves[plane][column] + kAbove + row;
-  }
+
+ private:
+  alignas(64) std::uint8_t bytes_[kColumns][kColumnBytes];
 };
 
-// Puts the codes of a register of rows, of kBits bits, to rows from `row` on.
+// Lower and upper halves of codes.
+using HalfRows = ByteRows<kTrellisTileColumns>[2];
+
+// Puts the codes of a register of rows, of kBits bits, to rows from `first` on.
 template <int kBits>
-void unpack_halves(const std::uint8_t* tile, Index row, HalfRows& rows) {
+void unpack_halves(const std::uint8_t* codes, Index first, HalfRows& rows) {
   constexpr Index kGroup = 8;  // codes, in kBits bytes
   for (Index c = 0; c < kTrellisTileColumns; c += kGroup) {
     Register bytes[kBits];
     for (Index b = 0; b < kBits; ++b) {
-      const std::uint8_t* column = tile + (c / kGroup * kBits + b) * kPanelRows + row;
+      const std::uint8_t* column = codes + (c / kGroup * kBits + b) * kPanelRows;
       prefetch_codes(column);
       bytes[b] = load_bytes(column);
     }
@@ -110,10 +131,10 @@ void unpack_halves(const std::uint8_t* tile, Index row, HalfRows& rows) {
     for (Index i = 0; i < kGroup; ++i) {
       const Register codes = bit_field<kBits>(bytes, i);
       if constexpr (kBits <= 4) {
-        store_bytes(rows.at(0, c + i, row), codes);
+        store_bytes(rows[0].at(c + i, first), codes);
       } else {
-        store_bytes(rows.at(0, c + i, row), low_halves(codes));
-        store_bytes(rows.at(1, c + i, row), high_halves(codes));
+        store_bytes(rows[0].at(c + i, first), low_halves(codes));
+        store_bytes(rows[1].at(c + i, first), high_halves(codes));
       }
     }
   }
@@ -124,49 +145,57 @@ inline constexpr UnpackHalves kUnpackHalves[] = {
     unpack_halves<1>, unpack_halves<2>, unpack_halves<3>, unpack_halves<4>,
     unpack_halves<5>, unpack_halves<6>, unpack_halves<7>};
 
+// Copies `count` rows of a panel to rows from `first` on.
+template <Index kColumns>
+void copy_rows(const std::uint8_t* codes, Index count, Index first, ByteRows<kColumns>& rows) {
+  for (Index row = 0; row < count; row += kVectorRows) {
+#pragma GCC unroll 4
+    for (Index c = 0; c < kColumns; ++c) {
+      const std::uint8_t* place = codes + c * kPanelRows + row;
+      prefetch_codes(place);
+      store_bytes(rows.at(c, first + row), load_bytes(place));
+    }
+  }
+}
+
 // Indices of codes of up to seven bits: planes of half bytes, and a tap for each of a state.
 template <std::size_t kTaps, Fine kFine>  // kTaps 0: any number
 class TapIndexes {
  public:
   static constexpr Index kReach = 16;
+  static constexpr Index kGroup = 1;
   static_assert(kReach >= kMaxStateBits);
 
   using Rows = HalfRows;
-  static_assert(kReach <= Rows::kAbove);
 
   explicit TapIndexes(const Trellis& code)
       : planes_(code.code_bits > 4 ? 2 : 1),
         unpack_(kUnpackHalves[code.code_bits - 1]),
         taps_(taps_of(code)) {}
 
-  void unpack(const std::uint8_t* codes, Index begin, Index end, Rows& rows) const {
-    for (Index row = begin; row < end; row += kVectorRows) unpack_(codes, row, rows);
+  void unpack(const std::uint8_t* codes, Index count, Index first, Rows& rows) const {
+    for (Index row = 0; row < count; row += kVectorRows) unpack_(codes + row, first + row, rows);
   }
 
-  void leave(const std::uint8_t* /*codes*/, Index end, Rows& rows) const {
-    for (int plane = 0; plane < planes_; ++plane) {
-#pragma GCC unroll 8
-      for (Index c = 0; c < kTrellisTileColumns; ++c) {
-        std::memmove(rows.at(plane, c, -kReach), rows.at(plane, c, end - kReach), kReach);
-      }
-    }
+  void copy_above(Index end, Rows& rows) const {
+    for (int plane = 0; plane < planes_; ++plane) rows[plane].template copy_above<kReach>(end);
   }
 
   class Tile {
    public:
-    Tile(const TapIndexes& indexes, const std::uint8_t* /*codes*/, const Rows& rows, Index row)
-        : count_(indexes.taps_.size()) {
+    Tile(const TapIndexes& indexes, const Rows& rows, Index row) : count_(indexes.taps_.size()) {
       for (std::size_t i = 0; i < count(); ++i) {
         const Tap& tap = indexes.taps_[i];
-        taps_[i] = {rows.at(tap.plane, 0, row - tap.back), load_table(tap.coarse),
+        taps_[i] = {rows[tap.plane].at(0, row - tap.back), load_table(tap.coarse),
                     load_table(tap.fine)};
       }
     }
 
-    [[gnu::always_inline]] LevelIndexes at(Index column) const {
+    [[gnu::always_inline]] LevelIndexes at(Index first, Index offset) const {
+      const Index place = (first + offset) * ByteRows<kTrellisTileColumns>::kColumnBytes;
       LevelIndexes index = {all8(0), all8(0)};
       for (std::size_t i = 0; i < count(); ++i) {
-        const Register halves = load_bytes(taps_[i].halves + column * Rows::kColumnBytes);
+        const Register halves = load_bytes(taps_[i].halves + place);
         index.coarse = index.coarse ^ table_entries(taps_[i].coarse, halves);
         if constexpr (kFine == Fine::previous) {
           if (i == 1) index.fine = halves;
@@ -203,18 +232,9 @@ class TapIndexes {
 class ByteIndexes {
  public:
   static constexpr Index kReach = 1;
+  static constexpr Index kGroup = 1;
 
-  // The row above a panel and its first register of rows; all others lie behind each other in the
-  // tile.
-  struct Rows {
-    static constexpr Index kAbove = kVectorRows;  // keeps rows aligned; the last is there
-    static constexpr Index kColumnBytes = kAbove + kVectorRows;
-
-    alignas(64) std::uint8_t codes[kTrellisTileColumns][kColumnBytes];
-
-    std::uint8_t* at(Index column, Index row) { return codes[column] + kAbove + row; }
-    const std::uint8_t* at(Index column, Index row) const { return codes[column] + kAbove + row; }
-  };
+  using Rows = ByteRows<kTrellisTileColumns>;
 
   explicit ByteIndexes(const Trellis& code) {
     for (std::uint32_t half = 0; half < kTableSize; ++half) {
@@ -228,45 +248,30 @@ class ByteIndexes {
     }
   }
 
-  void unpack(const std::uint8_t* codes, Index begin, Index /*end*/, Rows& rows) const {
-    if (begin > 0) return;
-#pragma GCC unroll 4
-    for (Index c = 0; c < kTrellisTileColumns; ++c) {
-      prefetch_codes<kTrellisTileColumns * kPanelRows>(codes + c * kPanelRows);
-      store_bytes(rows.at(c, 0), load_bytes(codes + c * kPanelRows));
-    }
+  void unpack(const std::uint8_t* codes, Index count, Index first, Rows& rows) const {
+    copy_rows<kTrellisTileColumns>(codes, count, first, rows);
   }
 
-  void leave(const std::uint8_t* codes, Index end, Rows& rows) const {
-#pragma GCC unroll 8
-    for (Index c = 0; c < kTrellisTileColumns; ++c) {
-      *rows.at(c, -1) = codes[c * kPanelRows + end - 1];
-    }
-  }
+  void copy_above(Index end, Rows& rows) const { rows.copy_above<kReach>(end); }
 
   class Tile {
    public:
-    Tile(const ByteIndexes& indexes, const std::uint8_t* codes, const Rows& rows, Index row)
-        : newest_(codes + row),
-          older_(row == 0 ? rows.at(0, -1) : codes + row - 1),
+    Tile(const ByteIndexes& indexes, const Rows& rows, Index row)
+        : codes_(rows.at(0, row)),
           newest_fine_(indexes.newest_fine_),
           older_coarse_(indexes.older_coarse_),
-          older_fine_(indexes.older_fine_) {
-      // Columns lie as far apart as in the tile, or a panel has no rows but its first register's.
-      static_assert(Rows::kColumnBytes == kPanelRows || kVectorRows == kPanelRows);
-    }
+          older_fine_(indexes.older_fine_) {}
 
-    [[gnu::always_inline]] LevelIndexes at(Index column) const {
-      const Halves older = halves_of(load_bytes(older_ + column * Rows::kColumnBytes));
-      const Register coarse =
-          load_bytes(newest_ + column * kPanelRows) ^ older_coarse_.look_up(older);
+    [[gnu::always_inline]] LevelIndexes at(Index first, Index offset) const {
+      const std::uint8_t* codes = codes_ + (first + offset) * Rows::kColumnBytes;
+      const Halves older = halves_of(load_bytes(codes - 1));
+      const Register coarse = load_bytes(codes) ^ older_coarse_.look_up(older);
       const Register fine = newest_fine_.look_up(halves_of(coarse));
       return {coarse, fine ^ older_fine_.look_up(older)};
     }
 
    private:
-    const std::uint8_t* newest_;
-    const std::uint8_t* older_;
+    const std::uint8_t* codes_;  // newest ones of the first column
     HalfTables newest_fine_, older_coarse_, older_fine_;
   };
 

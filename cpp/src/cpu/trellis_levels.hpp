@@ -73,15 +73,15 @@ class Levels {
 
   // One part.
   [[gnu::always_inline]] Bytes look_up(Part part, LevelIndexes index) const {
-    const auto half_of = [part](Register bytes) {
-      return part == kReal ? low_halves(bytes) : high_halves(bytes);
+    const auto half_entries = [part](Register table, Register bytes) {
+      return part == kReal ? low_half_entries(table, bytes) : high_half_entries(table, bytes);
     };
-    const Register coarse = table_entries(coarse_, half_of(index.coarse));
+    const Register coarse = half_entries(coarse_, index.coarse);
     if constexpr (kFine == Fine::none) {
       return {coarse};
     } else {
-      const Register fine_index = kFine == Fine::previous ? index.fine : half_of(index.fine);
-      const Register fine = table_entries(fine_[part], fine_index);
+      const Register fine = kFine == Fine::previous ? code_entries(fine_[part], index.fine)
+                                                    : half_entries(fine_[part], index.fine);
       if constexpr (kFine == Fine::word) {
         return {coarse, fine};
       } else {
@@ -122,6 +122,15 @@ class Levels {
 
  private:
   static constexpr int kMostWord = 32767;
+
+  // Only matrices leave more than the code in a byte.
+  [[gnu::always_inline]] static Register code_entries(Register table, Register codes) {
+#if defined(LLAVA_FA_HAS_BIT_MATRICES)
+    return low_half_entries(table, codes);
+#else
+    return table_entries(table, codes);
+#endif
+  }
 
   Register coarse_, fine_[2];  // of both parts
   Register weights_;           // of coarse and fine bytes in turn, for Fine::word

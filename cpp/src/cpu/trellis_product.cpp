@@ -6,8 +6,9 @@
 // four real products per pair instead of eight.
 //
 // 1. At half precision x becomes integers of up to 16 bits, with a step per block of 8 pairs.
-// 2. Per panel and tile the codes are unpacked, and per register of rows and column they give the
-//    indices of the levels of both parts (trellis_tiles.hpp, trellis_indexes.hpp).
+// 2. Per block of rows and tile the codes are unpacked, or copied for matrices that take them as
+//    they lie, and per register of rows and column they give the indices of the levels of both
+//    parts (trellis_tiles.hpp, trellis_indexes.hpp, trellis_matrices.hpp).
 // 3. Levels of pairs are added and subtracted, and become words. At half precision these are
 //    multiplied with x and rounded to 16 bits, which a block cannot overflow, and the block's sums
 //    become float32. At single precision the words, which are exact, become float32 first.
@@ -20,6 +21,7 @@
 #include "parallel.hpp"
 #include "product_tables.hpp"
 #include "trellis_levels.hpp"
+#include "trellis_matrices.hpp"
 #include "trellis_tiles.hpp"
 
 namespace llava_fa::cpu {
@@ -65,15 +67,17 @@ class WordVector {
 
   float unit() const { return 1.0f; }  // of the sums
 
-  // sums += pairs of columns times a tile of x; words_of(part, i) gives those of pair i.
-  template <class WordsOf>
+  // sums += pairs of columns times a tile of x; words_of(part, first, offset) gives those of pair
+  // first + offset, of which the offset is a constant below kGroup.
+  template <Index kGroup, class WordsOf>
   void add_tile(WordsOf words_of, const Tile& x, Index first, RowSums& sums) const {
     for (Index block = 0; block < kTilePairs; block += kBlock) {
       WordSums words = {};
-      for (Index i = block; i < block + kBlock; ++i) {
-        add_real(words_of(kReal, i), x[i], words);
-        subtract_imag(words_of(kImag, i), x[i], words);
-      }
+      for_groups<kGroup>(kBlock, [&](Index i, Index offset) __attribute__((always_inline)) {
+        const Entry& entry = x[block + i + offset];
+        add_real(words_of(kReal, block + i, offset), entry, words);
+        subtract_imag(words_of(kImag, block + i, offset), entry, words);
+      });
       add_words(words, steps_[(first + block) / kBlock], sums);
     }
   }
@@ -146,14 +150,14 @@ class FloatVector {
 
   float unit() const { return unit_; }
 
-  template <class WordsOf>
+  template <Index kGroup, class WordsOf>
   void add_tile(WordsOf words_of, const Tile& x, Index /*first*/, RowSums& sums) const {
     RowSums tile_sums = {};
-    for (Index i = 0; i < kTilePairs; ++i) {
-      const Floats re = all_floats(x.real[i]), im = all_floats(x.imag[i]);
-      add_real(words_of(kReal, i), re, im, tile_sums);
-      add_imag(words_of(kImag, i), re, im, tile_sums);
-    }
+    for_groups<kGroup>(kTilePairs, [&](Index i, Index offset) __attribute__((always_inline)) {
+      const Floats re = all_floats(x.real[i + offset]), im = all_floats(x.imag[i + offset]);
+      add_real(words_of(kReal, i, offset), re, im, tile_sums);
+      add_imag(words_of(kImag, i, offset), re, im, tile_sums);
+    });
     add_sums(tile_sums, sums);
   }
 
@@ -193,6 +197,7 @@ class TrellisProduct {
 
  private:
   using IndexTile = typename Indexes::Tile;
+  static constexpr Index kGroup = std::max(Indexes::kGroup, Index{2});  // columns of pairs
   using LevelTile = LevelBytes<kFine>[2][kTrellisTileColumns];
 
   struct Scratch {
@@ -204,17 +209,13 @@ class TrellisProduct {
   void multiply_rows(Index begin, Index end, Scratch& scratch, VectorSpan y) const {
     RowSums sums[kPanelsPerItem * kPanelRows / kVectorRows] = {};
     for (Index tile = 0; tile < tiles_.count(); ++tile) {
-      tiles_.enter(begin, tile, scratch.tile);
       x_.spread(tile * kTilePairs, scratch.x);
-      for (Index first = begin; first < end; first += kPanelRows) {
-        const Index count = std::min(end - first, kPanelRows);
-        tiles_.for_registers(first, count, tile, scratch.tile,
-                             [&](Index row, const IndexTile& indexes) {
-                               RowSums& row_sums = sums[(first + row - begin) / kVectorRows];
-                               add_pairs(indexes, scratch.x, tile * kTilePairs, row_sums);
-                               add_own_images(indexes, tile * kTrellisTileColumns, row_sums);
-                             });
-      }
+      tiles_.for_registers(begin, end, tile, scratch.tile,
+                           [&](Index row, const IndexTile& indexes) {
+                             RowSums& row_sums = sums[(row - begin) / kVectorRows];
+                             add_pairs(indexes, scratch.x, tile * kTilePairs, row_sums);
+                             add_own_images(indexes, tile * kTrellisTileColumns, row_sums);
+                           });
     }
     for (Index row = begin; row < end; row += kVectorRows) {
       store_rows(sums[(row - begin) / kVectorRows], Levels<kFine>::kOrder, x_.unit(), matrix_, row,
@@ -230,17 +231,17 @@ class TrellisProduct {
     if constexpr (kFine == Fine::word) {
       LevelTile bytes;
       look_up_tile(tile, bytes);
-      x_.add_tile(
-          [&](Part part, Index i) __attribute__((always_inline)) {
+      x_.template add_tile<1>(
+          [&](Part part, Index i, Index /*offset*/) __attribute__((always_inline)) {
             return levels.combine(bytes[part][2 * i], bytes[part][2 * i + 1]);
           },
           x, first, sums);
     } else {
       const IndexTile indexes = tile;
-      x_.add_tile(
-          [&](Part part, Index i) __attribute__((always_inline)) {
-            return levels.combine(levels.look_up(part, indexes.at(2 * i)),
-                                  levels.look_up(part, indexes.at(2 * i + 1)));
+      x_.template add_tile<kGroup / 2>(
+          [&](Part part, Index i, Index offset) __attribute__((always_inline)) {
+            return levels.combine(levels.look_up(part, indexes.at(2 * i, 2 * offset)),
+                                  levels.look_up(part, indexes.at(2 * i, 2 * offset + 1)));
           },
           x, first, sums);
     }
@@ -249,10 +250,13 @@ class TrellisProduct {
   [[gnu::noinline]] void look_up_tile(const IndexTile& tile, LevelTile& bytes) const {
     const IndexTile indexes = tile;
     const Levels<kFine> levels = levels_;
-    for (Index c = 0; c < kTrellisTileColumns; ++c) {
-      const LevelIndexes index = indexes.at(c);
-      for (const Part part : {kReal, kImag}) bytes[part][c] = levels.look_up(part, index);
-    }
+    for_groups<kGroup>(kTrellisTileColumns,
+                       [&](Index first, Index offset) __attribute__((always_inline)) {
+                         const LevelIndexes index = indexes.at(first, offset);
+                         for (const Part part : {kReal, kImag}) {
+                           bytes[part][first + offset] = levels.look_up(part, index);
+                         }
+                       });
   }
 
   // Columns that are their own mirror images, which come last, if the tile from `first` on has
@@ -261,8 +265,9 @@ class TrellisProduct {
                                              RowSums& sums) const {
     const Index column = stored_column(matrix_.cols, 0) - first;
     if (column < 0 || column >= kTrellisTileColumns) return;
-    add_column(tile.at(column), first_entry_, sums);
-    if (matrix_.cols % 2 == 0) add_column(tile.at(column + 1), middle_entry_, sums);
+    const Index group = column / kGroup * kGroup, offset = column - group;
+    add_column(tile.at(group, offset), first_entry_, sums);
+    if (matrix_.cols % 2 == 0) add_column(tile.at(group, offset + 1), middle_entry_, sums);
   }
 
   // sums += the levels of a column that is its own mirror image, times the real entry of x.
@@ -279,6 +284,37 @@ class TrellisProduct {
   Vector x_;
   float first_entry_, middle_entry_;  // of x
 };
+
+#if defined(LLAVA_FA_HAS_BIT_MATRICES)
+
+template <class Vector, Index kBits>
+void multiply_codes(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
+  const auto with_codes = [&]<Index kStateBits>() {
+    constexpr Index kCodes = (kStateBits + kBits - 1) / kBits;
+    TrellisProduct<MatrixIndexes<kBits, kCodes>, fine_kind(kBits), Vector>(matrix, x).multiply(
+        x, threads, y);
+  };
+  if (matrix.trellis->state_bits <= kDefaultStateBits) {
+    return with_codes.template operator()<kDefaultStateBits>();
+  }
+  return with_codes.template operator()<kMaxStateBits>();
+}
+
+template <class Vector>
+void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
+  switch (matrix.code_bits()) {
+    case 1: return multiply_codes<Vector, 1>(matrix, x, threads, y);
+    case 2: return multiply_codes<Vector, 2>(matrix, x, threads, y);
+    case 3: return multiply_codes<Vector, 3>(matrix, x, threads, y);
+    case 4: return multiply_codes<Vector, 4>(matrix, x, threads, y);
+    case 5: return multiply_codes<Vector, 5>(matrix, x, threads, y);
+    case 6: return multiply_codes<Vector, 6>(matrix, x, threads, y);
+    case 7: return multiply_codes<Vector, 7>(matrix, x, threads, y);
+    default: return multiply_codes<Vector, 8>(matrix, x, threads, y);
+  }
+}
+
+#else
 
 template <class Vector, Fine kFine>
 void multiply_taps(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y) {
@@ -298,13 +334,15 @@ void multiply(const CodedMatrix& matrix, VectorView x, int threads, VectorSpan y
   if (matrix.code_bits() == 8) {
     return TrellisProduct<ByteIndexes, Fine::word, Vector>(matrix, x).multiply(x, threads, y);
   }
-  switch (fine_kind(*matrix.trellis)) {
+  switch (fine_kind(matrix.code_bits())) {
     case Fine::none: return multiply_taps<Vector, Fine::none>(matrix, x, threads, y);
     case Fine::previous: return multiply_taps<Vector, Fine::previous>(matrix, x, threads, y);
     case Fine::byte: return multiply_taps<Vector, Fine::byte>(matrix, x, threads, y);
     case Fine::word: return multiply_taps<Vector, Fine::word>(matrix, x, threads, y);
   }
 }
+
+#endif
 
 }  // namespace
 

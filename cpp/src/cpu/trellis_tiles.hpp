@@ -1,5 +1,5 @@
-// Walks through the tiles of a trellis code's matrix: for every panel and tile, the indices of
-// states of its rows, whose codes of rows above are found where they are, segments being circular.
+// Walks through the tiles of a trellis code's matrix: for some rows and a tile, the indices of
+// their states, whose codes of rows above are found where they are, segments being circular.
 #pragma once
 
 #include "registers.hpp"
@@ -15,7 +15,7 @@ namespace llava_fa::cpu {
 template <class Indexes>
 class TrellisTiles {
  public:
-  // One per thread. Holds the rows above the next panel of a tile.
+  // One per thread.
   struct Scratch {
     Scratch() {}  // leaves the bytes as they are
     CodeTiles::Scratch tile;
@@ -29,38 +29,39 @@ class TrellisTiles {
 
   Index count() const { return tiles_.count(); }
 
-  // Makes ready for the panel that starts at `row`: where a segment starts, the rows above it are,
-  // circularly, those before its end.
-  void enter(Index row, Index tile, Scratch& scratch) const {
-    Index end = row;
-    const Index segment = segment_of(rows_, row);
-    if (row == segment_begin(rows_, segment)) end = segment_begin(rows_, segment + 1);
-    const Index panel = (end - 1) / kPanelRows * kPanelRows;
-    if (end - panel < Indexes::kReach && panel > 0) unpack_end(panel, tile, scratch);
-    unpack_end(end, tile, scratch);
-  }
-
-  // body(row, indices) for every register of the `count` rows of a panel; then the next panel's
-  // turn has come.
+  // body(row, indices) for every register of the rows [begin, end), which start with a panel and
+  // are of one segment, at most kSegmentRows.
   template <class Body>
-  [[gnu::always_inline]] void for_registers(Index panel, Index count, Index tile, Scratch& scratch,
+  [[gnu::always_inline]] void for_registers(Index begin, Index end, Index tile, Scratch& scratch,
                                             Body body) const {
-    const std::uint8_t* codes = tiles_.tile(panel, tile, scratch.tile);
-    indexes_.unpack(codes, 0, count, scratch.rows);
-    for (Index row = 0; row < count; row += kVectorRows) {
-      body(row, typename Indexes::Tile(indexes_, codes, scratch.rows, row));
+    const Index above_end = end_of_rows_above(begin);
+    if (above_end != end) unpack_above(above_end, tile, scratch);
+    unpack(begin, end, tile, scratch);
+    if (above_end == end) indexes_.copy_above(end - begin, scratch.rows);
+    for (Index row = 0; row < end - begin; row += kVectorRows) {
+      body(begin + row, typename Indexes::Tile(indexes_, scratch.rows, row));
     }
-    indexes_.leave(codes, count, scratch.rows);
   }
 
  private:
-  // Unpacks what states may reach of the rows before `end`, the last of a panel or the matrix.
-  void unpack_end(Index end, Index tile, Scratch& scratch) const {
-    const Index panel = (end - 1) / kPanelRows * kPanelRows, count = end - panel;
-    const Index begin = std::max(Index{0}, count - Indexes::kReach) / kVectorRows * kVectorRows;
-    const std::uint8_t* codes = tiles_.tile(panel, tile, scratch.tile);
-    indexes_.unpack(codes, begin, count, scratch.rows);
-    indexes_.leave(codes, count, scratch.rows);
+  // Where the rows above a panel end: where a segment starts, they are, circularly, its last.
+  Index end_of_rows_above(Index begin) const {
+    const Index segment = segment_of(rows_, begin);
+    return begin == segment_begin(rows_, segment) ? segment_begin(rows_, segment + 1) : begin;
+  }
+
+  void unpack_above(Index end, Index tile, Scratch& scratch) const {
+    Index begin = (end - 1) / kPanelRows * kPanelRows;
+    if (end - begin < Indexes::kReach && begin > 0) begin -= kPanelRows;
+    unpack(begin, end, tile, scratch);
+    indexes_.copy_above(end - begin, scratch.rows);
+  }
+
+  void unpack(Index begin, Index end, Index tile, Scratch& scratch) const {
+    for (Index first = begin; first < end; first += kPanelRows) {
+      const std::uint8_t* codes = tiles_.tile(first, tile, scratch.tile);
+      indexes_.unpack(codes, std::min(end - first, kPanelRows), first - begin, scratch.rows);
+    }
   }
 
   Index rows_;
