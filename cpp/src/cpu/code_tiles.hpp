@@ -71,10 +71,9 @@ template <int kBits, class Bytes>
 
 // Asks for the line of codes that is read some bytes later: far enough for memory to answer, near
 // enough that the line is still in the innermost cache.
-inline constexpr Index kPrefetchBytes = 3072;
-
-inline void prefetch_codes(const std::uint8_t* bytes) {
-  __builtin_prefetch(bytes + kPrefetchBytes);
+template <Index ahead = 3072>
+void prefetch_codes(const std::uint8_t* bytes) {
+  __builtin_prefetch(bytes + ahead);
 }
 
 }  // namespace llava_fa::cpu

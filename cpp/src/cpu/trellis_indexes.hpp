@@ -33,6 +33,8 @@ namespace llava_fa::cpu {
 
 inline constexpr Index kTrellisTileColumns = 32;
 inline constexpr Index kTilePairs = kTrellisTileColumns / 2;  // of columns that are mirror images
+// A few panels are read side by side, and what was asked for takes room in the cache for each.
+inline constexpr Index kTrellisPrefetchBytes = 2048;
 
 // How levels are put together: of the coarse part alone; with a fine one that the code one row
 // above tells, or which has an index of its own, added as bytes; or with the coarse part some bits
@@ -124,7 +126,7 @@ void unpack_halves(const std::uint8_t* codes, Index first, HalfRows& rows) {
     Register bytes[kBits];
     for (Index b = 0; b < kBits; ++b) {
       const std::uint8_t* column = codes + (c / kGroup * kBits + b) * kPanelRows;
-      prefetch_codes(column);
+      prefetch_codes<kTrellisPrefetchBytes>(column);
       bytes[b] = load_bytes(column);
     }
 #pragma GCC unroll 8
@@ -152,7 +154,7 @@ void copy_rows(const std::uint8_t* codes, Index count, Index first, ByteRows<kCo
 #pragma GCC unroll 4
     for (Index c = 0; c < kColumns; ++c) {
       const std::uint8_t* place = codes + c * kPanelRows + row;
-      prefetch_codes(place);
+      prefetch_codes<kTrellisPrefetchBytes>(place);
       store_bytes(rows.at(c, first + row), load_bytes(place));
     }
   }
